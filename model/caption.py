@@ -1,0 +1,59 @@
+"""What a captioner returns: captions made of tokens, and on request why each token was chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A word the decoder nearly chose."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why one token was chosen.
+
+    attention: (rows, columns) weights over the picture's regions, summing to 1 less `sentinel`.
+    sentinel: the weight given to "no region" by adaptive attention, 0 without it.
+    layers: one mapping for each recurrent layer, bottom first, from quantity to value. For an LSTM:
+        the mean activations `forget`, `input`, `output` in (0, 1) and the root mean squares
+        `candidate`, `state`, `hidden`. Other cells report the gates they have.
+    alternatives: the most probable other tokens, best first ("." is the end of the caption).
+    """
+
+    attention: NDArray[np.float32]
+    sentinel: float
+    layers: tuple[Mapping[str, float], ...]
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One decision of the decoder: a word, or "." for the decision to end the caption."""
+
+    text: str
+    probability: float
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence; `log_probability` is the natural log of the product of its tokens' probabilities."""
+
+    text: str
+    log_probability: float
+    tokens: tuple[Token, ...] = field(default=())
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the tokens' probabilities, in (0, 1]."""
+        return math.exp(self.log_probability / max(len(self.tokens), 1))

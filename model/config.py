@@ -1,0 +1,126 @@
+"""Every size and choice of a captioner, as frozen dataclasses; a checkpoint stores exactly these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from model.errors import ConfigError
+
+CellKind = Literal["rnn", "lstm", "lstm-peephole", "gru"]
+Strategy = Literal["beam", "sample"]
+
+MAX_BEAM_SIZE = 10
+MAX_CAPTIONS = 5
+MAX_LENGTH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessConfig:
+    """How a picture becomes the encoder's input: stretched to a square, then (x - mean) / std."""
+
+    size: int = 224  # pixels, height = width
+    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)  # of 0-255 pixel values, RGB
+    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """Which CNN turns the picture into a grid of region features."""
+
+    name: str = "efficientnet_lite0"
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Sizes of the one-to-many decoder."""
+
+    cell: CellKind = "lstm"
+    embed_size: int = 256  # word vectors, tied to the output layer
+    hidden_size: int = 512  # state of both recurrent layers
+    attention_heads: int = 4  # heads of the dot-product attention over the regions
+    sentinel: bool = False  # adaptive attention: a learned extra "region" for words that need no look
+    dropout: float = 0.3  # on word vectors, states and the output, in training only
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """How captions are searched for; the defaults a checkpoint stores are chosen on validation."""
+
+    strategy: Strategy = "beam"
+    beam_size: int = 3  # 1 is greedy
+    num_captions: int = 1
+    max_length: int = 20  # words, the end not counted
+    length_penalty: float = 0.7  # score = log-probability / tokens ** length_penalty
+    block_ngram: int = 3  # no n-gram of this size twice; 0 switches it off
+    temperature: float = 1.0  # sampling only
+    top_p: float = 1.0  # sampling only
+    seed: int | None = None  # sampling only; None draws a fresh one
+
+    def __post_init__(self) -> None:
+        _check(self.strategy in ("beam", "sample"), f"strategy must be beam or sample, not {self.strategy!r}")
+        _check(1 <= self.beam_size <= MAX_BEAM_SIZE, f"beam_size must be 1 to {MAX_BEAM_SIZE}")
+        _check(1 <= self.num_captions <= MAX_CAPTIONS, f"num_captions must be 1 to {MAX_CAPTIONS}")
+        _check(1 <= self.max_length <= MAX_LENGTH, f"max_length must be 1 to {MAX_LENGTH}")
+        _check(self.block_ngram >= 0, "block_ngram must be 0 or more")
+        _check(self.temperature > 0, "temperature must be above 0")
+        _check(0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A whole captioner."""
+
+    name: str = "captioner"
+    version: str = "0"
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    temperature: float = 1.0  # divides the logits so that probabilities are calibrated (fitted on validation)
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build the config dataclass `cls` from nested mappings; unknown keys raise `ConfigError`."""
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown key {where}{unknown[0]!r}; known keys: {', '.join(sorted(known))}")
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            value = from_dict(hint, value, f"{where}{key}.")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        made[key] = value
+    try:
+        return cls(**made)
+    except TypeError as error:
+        raise ConfigError(f"{where or cls.__name__}: {error}") from error
+
+
+def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
+    """`config` with the nested `values` put in; unknown keys raise `ConfigError`."""
+    known = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"unknown key {where}{key!r}; known keys: {', '.join(sorted(known))}")
+        old = getattr(config, key)
+        if is_dataclass(old) and isinstance(value, Mapping):
+            value = override(old, value, f"{where}{key}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        made[key] = value
+    return replace(config, **made)  # type: ignore[type-var]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,17 @@
+"""What can go wrong in `model`, each with a message that says what to do."""
+
+
+class CaptionModelError(Exception):
+    """Base of every error that `model` raises on purpose."""
+
+
+class ConfigError(CaptionModelError, ValueError):
+    """A configuration value is unknown or out of range."""
+
+
+class CheckpointError(CaptionModelError):
+    """A checkpoint folder is missing, damaged, of another format or does not fit its vocabulary."""
+
+
+class EngineUnavailable(CaptionModelError):
+    """The requested engine or device cannot run here (a package or a GPU is missing)."""

@@ -1,0 +1,30 @@
+"""Picture to the encoder's pixels: Pillow and NumPy only, the same for training, evaluation and serving."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.config import PreprocessConfig
+
+
+def to_pixels(image: Image.Image, config: PreprocessConfig) -> NDArray[np.uint8]:
+    """Any picture -> (size, size, 3) uint8 RGB, the whole picture stretched to the square.
+
+    Stretched, not cropped: nothing at the edges is lost, and it is how the training pictures came.
+    A picture of the right size passes unchanged. Alpha must have been composited before (`app.images`).
+    """
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if image.size != (config.size, config.size):
+        # reducing_gap: shrink by whole factors first, then resample; the result differs by under a level.
+        image = image.resize((config.size, config.size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(image)
+
+
+def normalise(pixels: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.float32]:
+    """(..., 3) uint8 -> (..., 3) float32, (x - mean) / std: what the encoder computes first (for tests)."""
+    mean = np.asarray(config.mean, np.float32)
+    std = np.asarray(config.std, np.float32)
+    return (pixels.astype(np.float32) - mean) / std

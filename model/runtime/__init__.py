@@ -1,0 +1,5 @@
+"""Engines that run a checkpoint: `torch` (CUDA or CPU) and `openvino` (CPU, imports no torch)."""
+
+from model.runtime.engine import CaptionEngine, Regions, load_engine
+
+__all__ = ["CaptionEngine", "Regions", "load_engine"]

@@ -1,0 +1,107 @@
+"""The interface both engines share, and the function that picks one."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model import preprocess
+from model.caption import Caption
+from model.config import ModelConfig, SearchConfig
+from model.errors import EngineUnavailable
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Regions(ABC):
+    """Encoded pictures, in whatever form the engine keeps them; one row a picture."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> Regions:
+        """The pictures at `rows`, in that order."""
+
+
+class CaptionEngine(ABC):
+    """Runs one checkpoint. Methods are blocking and to be called from one thread at a time."""
+
+    name: str  # "torch" or "openvino"
+    device: str  # "cpu" or "cuda"
+    config: ModelConfig
+    card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
+
+    def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Picture -> (size, size, 3) uint8 RGB, the encoder's input. Thread-safe."""
+        return preprocess.to_pixels(image, self.config.preprocess)
+
+    @abstractmethod
+    def encode(self, pixels: NDArray[np.uint8]) -> Regions:
+        """(B, size, size, 3) uint8 RGB -> B encoded pictures."""
+
+    @abstractmethod
+    def generate(
+        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        """For each picture its captions, best first: distinct, `search.num_captions` of them.
+
+        `search` defaults to the checkpoint's own. `explain` fills `Token.explanation` and changes
+        nothing else.
+        """
+
+    def caption(
+        self, pixels: NDArray[np.uint8], search: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        """`encode`, then `generate`."""
+        return self.generate(self.encode(pixels), search, explain)
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Run blank pictures through once, so that the first real one is not slower."""
+        size = self.config.preprocess.size
+        for batch in batch_sizes:
+            self.caption(np.zeros((batch, size, size, 3), np.uint8))
+
+
+def load_engine(
+    folder: Path, device: Device = "auto", engine: Literal["auto", "torch", "openvino"] = "auto", threads: int = 0
+) -> CaptionEngine:
+    """Open the checkpoint in `folder` with the best engine for `device`.
+
+    `auto` takes CUDA through torch where torch is installed and sees a GPU, else OpenVINO on the
+    CPU. `threads` limits CPU threads (0: as many as the CPU quota allows).
+    Raises `CheckpointError` for a bad folder, `EngineUnavailable` where the engine cannot run.
+    """
+    if engine == "auto":
+        engine = "torch" if _wants_torch(device) else "openvino"
+    if engine == "torch":
+        if importlib.util.find_spec("torch") is None:
+            raise EngineUnavailable("the torch engine needs torch: pip install '.[gpu]', or use --device cpu")
+        from model.runtime.torch_engine import TorchEngine
+
+        return TorchEngine(folder, device=device, threads=threads)
+    if device == "cuda":
+        raise EngineUnavailable("OpenVINO runs on the CPU; use --device cpu, or the torch engine for CUDA")
+    from model.runtime.openvino_engine import OpenVINOEngine
+
+    return OpenVINOEngine(folder, threads=threads)
+
+
+def _wants_torch(device: Device) -> bool:
+    """True where CUDA was asked for, or `auto` finds a torch that sees a GPU (torch is imported only then)."""
+    if device == "cuda":
+        return True
+    # /dev/nvidiactl exists wherever an NVIDIA driver does: without it, torch's long import is saved.
+    if device == "cpu" or not Path("/dev/nvidiactl").exists() or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
