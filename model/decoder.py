@@ -1,0 +1,172 @@
+"""The one-to-many decoder: one picture in, a sequence of words out.
+
+    word embedding -> recurrent layer 1 (state from the pooled picture)
+                   -> multi-head attention over the regions, asked by layer 1
+                   -> recurrent layer 2 -> output tied to the word embedding
+
+Layer 2 does not feed back into layer 1. Teacher forcing therefore runs two fused recurrent layers
+and one attention over all time steps at once, and a decoding step is a handful of small products.
+The picture's keys and values are computed once for all its captions and beams.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cells import CELLS, State, summarise
+from model.config import DecoderConfig
+from model.vocabulary import PAD, START, UNKNOWN
+
+
+class Memory(NamedTuple):
+    """What the decoder needs of B pictures: computed once a picture, read at every step.
+
+    keys, values: (B, L, A). start: (B, states * H), layer 1's first state.
+    """
+
+    keys: Tensor
+    values: Tensor
+    start: Tensor
+
+
+class StepOutput(NamedTuple):
+    """One decoding step for B pictures with K captions each.
+
+    logits: (B, K, V). state: (B, K, S), both layers' states.
+    attention: (B, K, L + 1), mean over heads, the sentinel's weight last. gates: (B, K, layers, G).
+    """
+
+    logits: Tensor
+    state: Tensor
+    attention: Tensor
+    gates: Tensor
+
+
+class Decoder(nn.Module):
+    """Region features and the words so far -> the next word."""
+
+    def __init__(self, config: DecoderConfig, channels: int, regions: int, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        E, H, V = config.embed_size, config.hidden_size, vocabulary_size
+        A = H  # attention width
+        if A % config.attention_heads:
+            raise ValueError(f"hidden_size {H} is not a multiple of attention_heads {config.attention_heads}")
+        cell = CELLS[config.cell]
+        self.embedding = nn.Embedding(V, E, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=E**-0.5)
+        self.region = nn.Linear(channels, A)
+        self.region_norm = nn.LayerNorm(A)
+        self.position = nn.Parameter(torch.zeros(regions, A))  # where in the grid a region lies
+        self.start = nn.Linear(A, cell.states * H)
+        self.layer1 = cell(E, H)
+        self.query = nn.Linear(H, A)
+        self.key = nn.Linear(A, A)
+        self.value = nn.Linear(A, A)
+        self.sentinel = nn.Linear(H, 2 * A) if config.sentinel else None
+        self.layer2 = cell(H + A, H)
+        self.output = nn.Linear(H + A, E)
+        self.output_bias = nn.Parameter(torch.zeros(V))
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("never", torch.tensor([PAD, START, UNKNOWN]), persistent=False)
+        self.never: Tensor
+
+    @property
+    def state_size(self) -> int:
+        """S: width of the packed state of both layers."""
+        return 2 * self.layer1.states * self.config.hidden_size
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """What the last axis of `StepOutput.gates` holds."""
+        return self.layer1.gate_names
+
+    def memory(self, features: Tensor) -> Memory:
+        """Region features (B, L, D) -> what decoding needs of the pictures."""
+        x = self.region_norm(F.relu(self.region(features)))  # (B, L, A)
+        start = torch.tanh(self.start(self.dropout(x.mean(1))))
+        x = self.dropout(x + self.position)
+        return Memory(self.key(x), self.value(x), start)
+
+    def forward(self, memory: Memory, words: Tensor) -> Tensor:
+        """Teacher forcing: words (B, N, T), N captions a picture -> logits (B, N, T, V).
+
+        The logits of step t predict word t + 1. Equal to `step` applied T times.
+        """
+        return self.logits(self.outputs(memory, words))
+
+    def outputs(self, memory: Memory, words: Tensor) -> Tensor:
+        """Teacher forcing up to the output layer: (B, N, T) -> (B, N, T, E)."""
+        B, N, T = words.shape
+        x = self.dropout(self.embedding(words)).view(B * N, T, -1)
+        start = memory.start.repeat_interleave(N, 0)  # (B * N, states * H)
+        first: State = start.chunk(self.layer1.states, -1)
+        h1, _ = self.layer1.run(x, tuple(s.contiguous() for s in first))  # (B * N, T, H)
+        context, _ = self._attend(h1.reshape(B, N * T, -1), memory)  # (B, N * T, A)
+        h1 = self.dropout(h1)
+        x2 = torch.cat([h1, context.view(B * N, T, -1)], -1)
+        h2, _ = self.layer2.run(x2, self.layer2.initial_state(B * N))
+        return self._out(self.dropout(h2), context.view(B * N, T, -1)).view(B, N, T, -1)
+
+    def initial_state(self, memory: Memory, beams: int) -> Tensor:
+        """The packed state (B, K, S) before the first word."""
+        start = memory.start[:, None].expand(-1, beams, -1)
+        return torch.cat([start, torch.zeros_like(start)], -1)
+
+    def step(self, memory: Memory, words: Tensor, state: Tensor) -> StepOutput:
+        """One step: the last words (B, K) and the packed state (B, K, S) -> the next."""
+        B, K = words.shape
+        parts = state.view(B * K, -1).chunk(2 * self.layer1.states, -1)
+        x = self.embedding(words).view(B * K, -1)
+        step1 = self.layer1(x, parts[: self.layer1.states])
+        context, attention = self._attend(step1.hidden.view(B, K, -1), memory)
+        x2 = torch.cat([step1.hidden, context.view(B * K, -1)], -1)
+        step2 = self.layer2(x2, parts[self.layer1.states :])
+        logits = self.logits(self._out(step2.hidden, context.view(B * K, -1))).view(B, K, -1)
+        gates = torch.stack([summarise(step1.gates), summarise(step2.gates)], -2)
+        return StepOutput(
+            logits,
+            torch.cat([*step1.state, *step2.state], -1).view(B, K, -1),
+            attention,
+            gates.view(B, K, 2, -1),
+        )
+
+    def log_probabilities(self, logits: Tensor, temperature: float) -> Tensor:
+        """Logits (..., V) -> log-probabilities of what may be said: -inf for pad, start and unknown."""
+        return (logits / temperature).index_fill(-1, self.never, float("-inf")).log_softmax(-1)
+
+    def _attend(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Scaled dot-product attention (Vaswani et al. 2017) over regions: h (B, Q, H) -> (B, Q, A), (B, Q, L + 1)."""
+        B, Q, _ = h.shape
+        heads = self.config.attention_heads
+        q = self._split(self.query(h))  # (B, heads, Q, A / heads)
+        k, v = self._split(memory.keys), self._split(memory.values)  # (B, heads, L, A / heads)
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, L)
+        if self.sentinel is None:
+            weights = scores.softmax(-1)
+            context = weights @ v
+            attention = F.pad(weights.mean(1), (0, 1))
+        else:
+            # Adaptive attention (Lu et al. 2017): what layer 1 remembers competes with the regions.
+            k_s, v_s = (self._split(part) for part in self.sentinel(h).chunk(2, -1))  # (B, heads, Q, A / heads)
+            own = (q * k_s).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+            weights = torch.cat([scores, own], -1).softmax(-1)
+            context = weights[..., :-1] @ v + weights[..., -1:] * v_s
+            attention = weights.mean(1)
+        return context.transpose(1, 2).reshape(B, Q, -1), attention
+
+    def _split(self, x: Tensor) -> Tensor:
+        B, Q, A = x.shape
+        return x.view(B, Q, self.config.attention_heads, -1).transpose(1, 2)
+
+    def _out(self, h2: Tensor, context: Tensor) -> Tensor:
+        return self.dropout(torch.tanh(self.output(torch.cat([h2, context], -1))))
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., E) -> logits (..., V), by the word vectors themselves (Press & Wolf 2017)."""
+        return F.linear(outputs, self.embedding.weight, self.output_bias)
+

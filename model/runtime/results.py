@@ -1,0 +1,91 @@
+"""From found hypotheses to captions: the same for both engines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.caption import Alternative, Caption, Explanation, Token
+from model.search import Hypothesis
+from model.vocabulary import END, PAD, START, Vocabulary, sentence
+
+ALTERNATIVES = 4  # runner-up words an explanation names
+
+
+class StepDetails(NamedTuple):
+    """What the decoder saw at each step of N captions of B pictures.
+
+    log_probabilities: (B, N, T, V). attention: (B, N, T, L + 1), the sentinel's weight last.
+    gates: (B, N, T, layers, G).
+    """
+
+    log_probabilities: NDArray[np.float32]
+    attention: NDArray[np.float32]
+    gates: NDArray[np.float32]
+
+
+def forced_words(found: Sequence[Sequence[Hypothesis]]) -> NDArray[np.int64]:
+    """The hypotheses as decoder inputs (B, N, T): start word first, padded, without their last word."""
+    N = max(len(mine) for mine in found)
+    T = max(len(h.words) for mine in found for h in mine)
+    words = np.full((len(found), N, T), PAD, np.int64)
+    words[:, :, 0] = START
+    for b, mine in enumerate(found):
+        for n, hypothesis in enumerate(mine):
+            words[b, n, 1 : len(hypothesis.words)] = hypothesis.words[:-1]
+    return words
+
+
+def captions_of(
+    found: Sequence[Sequence[Hypothesis]],
+    vocabulary: Vocabulary,
+    gate_names: Sequence[str],
+    grid: tuple[int, int],
+    details: StepDetails | None,
+) -> list[list[Caption]]:
+    """Hypotheses -> captions; with `details`, each token carries its explanation."""
+    captions: list[list[Caption]] = []
+    for b, mine in enumerate(found):
+        made = []
+        for n, hypothesis in enumerate(mine):
+            tokens = tuple(
+                Token(
+                    _text(word, vocabulary),
+                    math.exp(log_probability),
+                    _explanation(details, (b, n, t), word, vocabulary, gate_names, grid) if details else None,
+                )
+                for t, (word, log_probability) in enumerate(
+                    zip(hypothesis.words, hypothesis.log_probabilities, strict=True)
+                )
+            )
+            made.append(Caption(sentence(vocabulary.decode(hypothesis.words)), hypothesis.log_probability, tokens))
+        captions.append(made)
+    return captions
+
+
+def _text(word: int, vocabulary: Vocabulary) -> str:
+    return "." if word == END else vocabulary.words[word]
+
+
+def _explanation(
+    details: StepDetails,
+    place: tuple[int, int, int],
+    word: int,
+    vocabulary: Vocabulary,
+    gate_names: Sequence[str],
+    grid: tuple[int, int],
+) -> Explanation:
+    log_probabilities, attention, gates = (part[place] for part in details)
+    best = np.argsort(-log_probabilities, kind="stable")[: ALTERNATIVES + 1]
+    return Explanation(
+        attention=attention[:-1].reshape(grid),
+        sentinel=float(attention[-1]),
+        layers=tuple(dict(zip(gate_names, map(float, layer), strict=True)) for layer in gates),
+        alternatives=tuple(
+            Alternative(_text(int(i), vocabulary), math.exp(log_probabilities[i])) for i in best if i != word
+        )[:ALTERNATIVES],
+    )

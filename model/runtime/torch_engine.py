@@ -1,0 +1,108 @@
+"""The torch engine: CUDA with bf16 autocast, or the CPU; and the torch side of decoding that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.caption import Caption
+from model.checkpoint import load_captioner, open_checkpoint
+from model.config import SearchConfig
+from model.decoder import Decoder, Memory
+from model.errors import EngineUnavailable
+from model.runtime.engine import CaptionEngine, Device, Regions
+from model.runtime.results import StepDetails, captions_of, forced_words
+from model.search import search
+from model.vocabulary import START
+
+
+class TorchStepper:
+    """A `search.Stepper` over a torch decoder; keeps the state of all hypotheses between steps."""
+
+    def __init__(self, decoder: Decoder, memory: Memory, temperature: float = 1.0) -> None:
+        self.decoder, self.memory, self.temperature = decoder, memory, temperature
+        self.batch = memory.keys.shape[0]
+        self.state = decoder.initial_state(memory, 1)
+
+    def start(self) -> Tensor:
+        """One start word a picture, (B, 1)."""
+        self.state = self.decoder.initial_state(self.memory, 1)
+        return torch.full((self.batch, 1), START, dtype=torch.int64, device=self.memory.keys.device)
+
+    def step(self, words: Tensor, parents: Tensor | None) -> Tensor:
+        """Log-probabilities (B, K, V), float32."""
+        if parents is not None:
+            index = parents[:, :, None].expand(-1, -1, self.state.shape[-1])
+            self.state = self.state.gather(1, index)
+        out = self.decoder.step(self.memory, words, self.state)
+        self.state = out.state
+        return self.decoder.log_probabilities(out.logits.float(), self.temperature)
+
+
+@dataclass(frozen=True)
+class TorchRegions(Regions):
+    """Encoded pictures on the engine's device."""
+
+    memory: Memory
+
+    def __len__(self) -> int:
+        return self.memory.keys.shape[0]
+
+    def select(self, rows: Sequence[int]) -> TorchRegions:
+        return TorchRegions(Memory(*(part[list(rows)] for part in self.memory)))
+
+
+class TorchEngine(CaptionEngine):
+    """Runs a checkpoint's weights with torch."""
+
+    name = "torch"
+
+    def __init__(self, folder: Path, device: Device = "auto", threads: int = 0) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise EngineUnavailable("CUDA was asked for, but torch sees no GPU; use --device cpu")
+        if threads:
+            torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)
+        checkpoint = open_checkpoint(folder)
+        self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
+        self._captioner = load_captioner(folder).to(self.device)
+        self._captioner.encoder.to(memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
+
+    def encode(self, pixels: NDArray[np.uint8]) -> TorchRegions:
+        with torch.inference_mode(), self._autocast():
+            return TorchRegions(self._captioner.encode(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)))
+
+    def generate(
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        assert isinstance(regions, TorchRegions)
+        memory = regions.memory
+        with torch.inference_mode(), self._autocast():
+            stepper = TorchStepper(self._captioner.decoder, memory, self.config.temperature)
+            found = search(stepper, search_config or self.config.search)
+            details = self._details(memory, forced_words(found)) if explain else None
+        return captions_of(found, self.vocabulary, self._captioner.decoder.gate_names, self._captioner.grid, details)
+
+    def _details(self, memory: Memory, words: NDArray[np.int64]) -> StepDetails:
+        """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
+        decoder = self._captioner.decoder
+        ids = torch.from_numpy(words).to(self.device)
+        state = decoder.initial_state(memory, ids.shape[1])
+        log_probs, attention, gates = [], [], []
+        for t in range(ids.shape[2]):
+            out = decoder.step(memory, ids[:, :, t], state)
+            state = out.state
+            log_probs.append(decoder.log_probabilities(out.logits.float(), self.config.temperature))
+            attention.append(out.attention.float())
+            gates.append(out.gates.float())
+        return StepDetails(*(torch.stack(part, 2).cpu().numpy() for part in (log_probs, attention, gates)))

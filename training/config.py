@@ -1,0 +1,62 @@
+"""Everything a training run can be told, as frozen dataclasses; a recipe is a TOML file of overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from model.config import ModelConfig, override
+from model.errors import ConfigError
+from training.augment import AugmentConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How the weights are fitted."""
+
+    objective: Literal["likelihood", "cider"] = "likelihood"  # cider: self-critical sequence training
+    epochs: int = 20
+    batch_size: int = 32  # pictures; each comes with `captions_per_picture` captions
+    captions_per_picture: int = 5
+    max_words: int = 20  # longer captions are cut
+    learning_rate: float = 1e-3  # peak, of the decoder
+    encoder_learning_rate: float = 1e-4  # peak, of the last encoder stage that is trained
+    encoder_decay: float = 0.7  # each stage before it learns by this factor slower
+    weight_decay: float = 0.01
+    warmup: int = 300  # steps; then a cosine down to a twentieth of the peak
+    clip: float = 5.0  # gradient norm
+    label_smoothing: float = 0.1
+    scheduled_sampling: float = 0.0  # at the last epoch this share of input words is the model's own
+    average: float = 0.0  # decay of the exponential moving average of the weights; 0 switches it off
+    samples: int = 5  # captions drawn a picture for the cider objective
+    patience: int = 5  # epochs without a better validation CIDEr before stopping
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 0
+    save_every: float = 120.0  # seconds between saves within an epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole training run."""
+
+    name: str = "captioner"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    encoder_weights: str = "imagenet"  # or a file, or "none"
+    train_stages: int = 0  # how many of the encoder's last stages are trained; what enters them is cached
+    views: int = 1  # cached views a picture: itself, then augmented ones (with every stage trained: ignored)
+    min_count: int = 5  # how often a word must occur to be learnt
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def read_recipe(path: Path, base: Recipe | None = None) -> Recipe:
+    """The recipe in a TOML file; unknown keys and malformed files raise `ConfigError`."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe at {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return override(base or Recipe(name=path.stem), values)

@@ -1,0 +1,295 @@
+"""One epoch of training, and evaluation; the wiring around them is `training.train`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.captioner import Captioner
+from model.config import SearchConfig
+from model.decoder import Memory
+from model.runtime.torch_engine import TorchStepper
+from model.search import search
+from model.vocabulary import END, PAD, START, words_of
+from training.augment import AugmentConfig, augment, mirrored
+from training.cider import CiderD
+from training.config import TrainConfig
+from training.features import Features
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not finite; the message says what to try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B pictures with N captions each.
+
+    inputs: what enters the trained encoder stages, (B, ...). words: (B, N, T + 1), start to end, padded.
+    rows: (B,), the pictures' rows in their `Features`.
+    """
+
+    inputs: Tensor
+    words: Tensor
+    rows: list[int]
+
+
+class CaptionSource:
+    """Features with their captions as word ids, cut into shuffled batches that depend on seed and epoch alone."""
+
+    def __init__(self, features: Features, captioner: Captioner, config: TrainConfig, augmentation: AugmentConfig):
+        self.features, self.config, self.augmentation = features, config, augmentation
+        encode = captioner.vocabulary.encode
+        cut = config.max_words
+        self.ids = [[encode(c)[:cut] for c in picture.captions] for picture in features.pictures]
+        self.mirrored_ids = [[encode(mirrored(c))[:cut] for c in picture.captions] for picture in features.pictures]
+        self.longest = np.array([max(map(len, ids)) for ids in self.ids])
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(len(self.ids) / self.config.batch_size)
+
+    def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, without the first `skip`."""
+        rng = np.random.default_rng([self.config.seed, epoch])
+        order = self._order(rng)
+        views = rng.integers(self.features.data.shape[1], size=len(self.ids))
+        for start in range(skip * self.config.batch_size, len(order), self.config.batch_size):
+            rows = order[start : start + self.config.batch_size].tolist()
+            yield self._batch(rows, views, epoch, device)
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A shuffle in which pictures with captions of like length stand together: less padding."""
+        order = rng.permutation(len(self.ids))
+        size = self.config.batch_size
+        pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
+        order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
+
+    def _batch(self, rows: list[int], views: NDArray[np.int64], epoch: int, device: torch.device) -> Batch:
+        if self.features.data.dtype == np.uint8:  # pixels: augment now
+            made = [
+                augment(self.features.data[r, 0], np.random.default_rng([self.config.seed, epoch, r]), self.augmentation)
+                for r in rows
+            ]
+            inputs = torch.from_numpy(np.stack([np.ascontiguousarray(pixels) for pixels, _ in made])).to(device)
+            flipped = [flip for _, flip in made]
+        else:
+            inputs = self.features.batch(rows, [int(views[r]) for r in rows], device)
+            flipped = [bool(self.features.flipped[r, views[r]]) for r in rows]
+        rng = np.random.default_rng([self.config.seed, epoch, *rows])
+        captions = []
+        for row, flip in zip(rows, flipped, strict=True):
+            mine = (self.mirrored_ids if flip else self.ids)[row]
+            # As many captions as asked for: all when they are so many, some again when they are fewer.
+            order = rng.permutation(len(mine))
+            captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
+        return Batch(inputs, padded(captions).to(device), rows)
+
+
+def padded(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Word ids of B pictures x N captions -> (B, N, T + 1): start, words, end, padding."""
+    T = max(len(ids) for mine in captions for ids in mine) + 2
+    words = torch.full((len(captions), len(captions[0]), T), PAD, dtype=torch.int64)
+    for b, mine in enumerate(captions):
+        for n, ids in enumerate(mine):
+            words[b, n, : len(ids) + 2] = torch.tensor([START, *ids, END])
+    return words
+
+
+def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memory:
+    """What the decoder needs, from what left the encoder's first `frozen_stages` stages."""
+    if frozen_stages == 0:
+        inputs = captioner.normalise(inputs).contiguous(memory_format=torch.channels_last)
+    stages = captioner.encoder.stages[frozen_stages:]
+    x = stages(inputs.float()) if len(stages) else inputs.float()
+    return captioner.decoder.memory(x.flatten(2).transpose(1, 2))
+
+
+def likelihood_loss(
+    captioner: Captioner, memory: Memory, words: Tensor, label_smoothing: float, own_share: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy a word. `own_share` of the input words are replaced by the model's own guesses.
+
+    That is scheduled sampling (Bengio et al. 2015) in two parallel passes (Mihaylova & Martins 2019).
+    """
+    inputs, targets = words[..., :-1], words[..., 1:]
+    if own_share > 0:
+        with torch.no_grad():
+            guesses = captioner.decoder(memory, inputs).argmax(-1)  # (B, N, T): guesses of targets
+        replace = torch.rand_like(inputs[..., 1:], dtype=torch.float32) < own_share
+        replace &= inputs[..., 1:] != PAD
+        inputs = torch.cat([inputs[..., :1], torch.where(replace, guesses[..., :-1], inputs[..., 1:])], -1)
+    said = targets != PAD
+    logits = captioner.decoder.logits(captioner.decoder.outputs(memory, inputs)[said])  # no work for padding
+    return F.cross_entropy(logits.float(), targets[said], label_smoothing=label_smoothing)
+
+
+def cider_loss(
+    captioner: Captioner, memory: Memory, rows: Sequence[int], reward: CiderD, samples: int, max_words: int
+) -> tuple[Tensor, float]:
+    """Self-critical loss (Rennie et al. 2017) with the mean of the other samples as baseline; and the mean reward.
+
+    The end counts as a word of the n-grams, so that captions that break off ("a dog in a") earn less.
+    """
+    words = draw(captioner, Memory(*(part.detach() for part in memory)), samples, max_words)  # (B, N, T + 1)
+    B, N, _ = words.shape
+    said = words[..., 1:] != PAD
+    candidates = [[i for i in ids if i != PAD] for ids in words[..., 1:].flatten(0, 1).tolist()]
+    scores = reward.score(candidates, [row for row in rows for _ in range(N)])
+    r = torch.from_numpy(scores).float().view(B, N).to(words.device)
+    advantage = (r - r.mean(1, keepdim=True)) * N / (N - 1)  # = r - mean of the others
+    outputs = captioner.decoder.outputs(memory, words[..., :-1])[said]
+    log_probs = captioner.decoder.log_probabilities(captioner.decoder.logits(outputs).float(), 1.0)
+    chosen = log_probs.gather(-1, words[..., 1:][said][:, None])[:, 0]
+    weights = advantage[:, :, None].expand_as(said)[said]
+    return -(weights * chosen).sum() / said.sum(), float(r.mean())
+
+
+@torch.no_grad()
+def draw(captioner: Captioner, memory: Memory, samples: int, max_words: int) -> Tensor:
+    """Sample from the model: (B, N, T + 1) word ids, start first, ended by END or cut, padded."""
+    stepper = TorchStepper(captioner.decoder, memory)
+    log_probs = stepper.step(stepper.start(), None).expand(-1, samples, -1)
+    B, N, V = log_probs.shape
+    same = torch.arange(N, device=log_probs.device).expand(B, N)
+    words = [torch.full((B, N), START, device=log_probs.device)]
+    over = torch.zeros((B, N), dtype=torch.bool, device=log_probs.device)
+    for t in range(max_words):
+        # Exponential races (Gumbel's trick): one draw from each row without sorting or summing.
+        race = log_probs.float().exp() / torch.empty_like(log_probs, dtype=torch.float32).exponential_()
+        word = race.argmax(-1).masked_fill(over, PAD)
+        words.append(word)
+        over = over | (word == END)
+        if bool(over.all()) or t == max_words - 1:
+            break
+        log_probs = stepper.step(word, torch.zeros_like(same) if t == 0 else same)
+    return torch.stack(words, -1)
+
+
+class WeightAverage:
+    """Exponential moving average of a module's parameters (Polyak averaging), with a warm-up of its decay."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.shadow = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.shadow, self.parameters, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the module's weights and the average; a second call undoes it."""
+        for parameter, average in zip(self.parameters, self.shadow, strict=True):
+            keep = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(keep)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 where the recipe asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def train_one_epoch(
+    captioner: Captioner,
+    frozen_stages: int,
+    batches: Iterator[Batch],
+    loss_of: Callable[[Memory, Batch], tuple[Tensor, float]],
+    optimizer: torch.optim.Optimizer,
+    learning_rates: Callable[[], list[float]],
+    average: WeightAverage | None,
+    config: TrainConfig,
+    after_step: Callable[[float, float, float], None],
+) -> None:
+    """Fit every batch once.
+
+    loss_of: (memory, batch) -> loss and a figure to show beside it. learning_rates: one a parameter
+    group, for the step at hand. after_step: called with loss, figure and seconds of each step.
+    Raises `TrainingDiverged` at the first loss that is not finite, before it touches the weights.
+    """
+    captioner.train()
+    captioner.encoder.eval()  # batch-norm statistics stay those of ImageNet, whichever stages are trained
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    for batch in batches:
+        began = time.perf_counter()
+        for group, rate in zip(optimizer.param_groups, learning_rates(), strict=True):
+            group["lr"] = rate
+        with autocast(device, config.precision):
+            memory = memory_of(captioner, batch.inputs, frozen_stages)
+            loss, figure = loss_of(memory, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the loss is {value}; lower train.learning_rate or train.clip, or try train.precision = 'fp32'"
+            )
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if average:
+            average.update()
+        after_step(value, figure, time.perf_counter() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Free-running validation: the captions and, by source data set, their CIDEr (percent)."""
+
+    captions: list[list[str]]  # words, one caption a picture
+    cider: dict[str, float]
+    loss: float  # teacher-forced cross-entropy a word
+    repeated: float  # share of captions that hold a bigram twice
+
+
+@torch.no_grad()
+def evaluate(
+    captioner: Captioner, features: Features, frozen_stages: int, search_config: SearchConfig, config: TrainConfig
+) -> Evaluation:
+    """Caption every picture by free-running search and score it without Java (`training.cider`)."""
+    captioner.eval()
+    device = next(captioner.parameters()).device
+    vocabulary = captioner.vocabulary
+    captions: list[list[str]] = []
+    losses: list[float] = []
+    weights: list[int] = []
+    for start in range(0, len(features.pictures), 100):
+        rows = list(range(start, min(start + 100, len(features.pictures))))
+        inputs = features.batch(rows, [0] * len(rows), device)
+        with autocast(device, config.precision):
+            memory = memory_of(captioner, inputs, frozen_stages)
+            found = search(TorchStepper(captioner.decoder, memory), search_config)
+            ids = [[vocabulary.encode(c)[: config.max_words] for c in features.pictures[r].captions] for r in rows]
+            words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids])
+            losses.append(float(likelihood_loss(captioner, memory, words.to(device), 0.0)))
+            weights.append(len(rows))
+        captions += [vocabulary.decode(mine[0].words) if mine else [] for mine in found]
+    references = [[words_of(c) for c in picture.captions] for picture in features.pictures]
+    sources = [picture.source for picture in features.pictures]
+    cider = {}
+    for source in dict.fromkeys(sources):
+        rows = [i for i, name in enumerate(sources) if name == source]
+        scorer = CiderD([references[i] for i in rows])
+        cider[source] = 100 * float(scorer.score([captions[i] for i in rows], range(len(rows))).mean())
+    repeated = sum(_repeats(words) for words in captions) / len(captions)
+    return Evaluation(captions, cider, float(np.average(losses, weights=weights)), repeated)
+
+
+def _repeats(words: Sequence[str]) -> bool:
+    bigrams = list(zip(words, words[1:], strict=False))
+    return len(set(bigrams)) < len(bigrams)

@@ -1,0 +1,169 @@
+"""Export a checkpoint's serving graphs: `python -m training.export FOLDER`.
+
+Two OpenVINO graphs: the encoder (pixels to what the decoder needs of a picture) and one decoding
+step. They are compared with torch on random pictures and words before anything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.captioner import Captioner
+from model.checkpoint import GRAPHS, load_captioner, write_config
+from model.decoder import Decoder, Memory
+from model.errors import CaptionModelError
+from model.runtime.openvino_engine import ENCODER, STEP
+
+log = logging.getLogger("training.export")
+
+TOLERANCE = 0.02  # largest accepted difference of a log-probability from torch's, with float16 weights
+ENCODER_OUTPUTS = ("keys", "values", "start")
+STEP_INPUTS = ("keys", "values", "words", "parents", "state")
+STEP_OUTPUTS = ("log_probabilities", "state_out", "attention", "gates")
+
+
+class ExportError(CaptionModelError):
+    """The exported graphs do not compute what torch computes; nothing was written."""
+
+
+class EncoderGraph(nn.Module):
+    """pixels (B, S, S, 3) uint8 -> keys, values (B, L, A), start (B, states * H)."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__()
+        self.captioner = captioner
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        memory = self.captioner.encode(pixels)
+        return memory.keys, memory.values, memory.start
+
+
+class StepGraph(nn.Module):
+    """One decoding step for B pictures with K hypotheses each.
+
+    parents (B, K) name the hypothesis of the step before that each extends: the states are gathered
+    inside the graph, and beams of a picture share its keys and values.
+    """
+
+    def __init__(self, decoder: Decoder, temperature: float) -> None:
+        super().__init__()
+        self.decoder, self.temperature = decoder, temperature
+
+    def forward(
+        self, keys: Tensor, values: Tensor, words: Tensor, parents: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        state = state.gather(1, parents[:, :, None].expand(-1, -1, self.decoder.state_size))
+        out = self.decoder.step(Memory(keys, values, keys), words, state)
+        log_probabilities = self.decoder.log_probabilities(out.logits, self.temperature)
+        return log_probabilities, out.state, out.attention, out.gates
+
+
+def export(folder: Path) -> None:
+    """Write the serving graphs of the checkpoint in `folder`; raises `ExportError` where they differ from torch."""
+    captioner = load_captioner(folder)
+    size = captioner.config.preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
+    with torch.inference_mode():
+        memory = captioner.encode(pixels)
+        state = captioner.decoder.initial_state(memory, 1)
+        words = torch.randint(4, len(captioner.vocabulary), (2, 3), generator=generator)
+        parents = torch.zeros_like(words)
+        step = (memory.keys, memory.values, words, parents, state)
+    modules: Mapping[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str], Sequence[str]]] = {
+        ENCODER: (EncoderGraph(captioner), (pixels,), ("pixels",), ENCODER_OUTPUTS),
+        STEP: (StepGraph(captioner.decoder, captioner.config.temperature), step, STEP_INPUTS, STEP_OUTPUTS),
+    }
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for name, (module, example, inputs, outputs) in modules.items():
+            graph = _convert(module.eval(), example, inputs, outputs)
+            graph.set_rt_info(",".join(captioner.decoder.gate_names), ["gate_names"])
+            graph.set_rt_info(",".join(map(str, captioner.grid)), ["grid"])
+            path = Path(temporary) / f"{name}.xml"
+            ov.save_model(graph, path, compress_to_fp16=True)
+            _check(path, module, example, outputs)
+        graphs = folder / GRAPHS
+        graphs.mkdir(exist_ok=True)
+        for file in Path(temporary).iterdir():
+            os.replace(file, graphs / file.name)
+    write_config(folder, captioner.config, captioner.vocabulary)
+
+
+def _convert(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+) -> ov.Model:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
+        graph = ov.convert_model(module, example_input=tuple(t.clone() for t in example))
+    for port, name in zip(graph.inputs, inputs, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(graph.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
+    # Batch and beams vary; everything else is known, which lets OpenVINO plan.
+    varying = {"pixels": (0,), "keys": (0,), "values": (0,), "words": (0, 1), "parents": (0, 1), "state": (0, 1)}
+    shapes = {}
+    for name, tensor in zip(inputs, example, strict=True):
+        shapes[name] = ov.PartialShape([-1 if i in varying[name] else n for i, n in enumerate(tensor.shape)])
+    graph.reshape(shapes)
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _check(path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str]) -> None:
+    """Compare the written graph with torch, with other batch sizes and beams than it was traced with."""
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for rows in (2, 1):
+        inputs = tuple(t[:rows] for t in example)
+        with torch.inference_mode():
+            expected = [t.numpy() for t in module(*inputs)]
+        results: dict[str, NDArray[np.float32]] = {
+            port.get_any_name(): value for port, value in compiled([t.numpy() for t in inputs]).items()
+        }
+        for name, value in zip(outputs, expected, strict=True):
+            possible = np.isfinite(value)
+            if not np.array_equal(possible, np.isfinite(results[name])):
+                raise ExportError(f"{path.stem}: output {name} is not finite where torch's is; nothing was written")
+            worst = float(np.abs(results[name][possible] - value[possible]).max())
+            scale = max(1.0, float(np.abs(value[possible]).max()) / 10)
+            log.info("%s, batch %d, %s: largest difference %.5f", path.stem, rows, name, worst)
+            if worst > TOLERANCE * scale:
+                raise ExportError(f"{path.stem}: output {name} differs from torch's by {worst:.4f}; nothing was written")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.export", description="Export the serving graphs.")
+    parser.add_argument("folder", type=Path, help="a checkpoint folder")
+    parser.add_argument("--to", type=Path, help="copy the checkpoint there first, and export there")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder: Path = options.folder
+    try:
+        if options.to:
+            shutil.copytree(folder, options.to, dirs_exist_ok=True)
+            folder = options.to
+        export(folder)
+    except CaptionModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.info("wrote %s", folder / GRAPHS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
