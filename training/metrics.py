@@ -5,6 +5,7 @@ The scores come from pycocoevalcap, which needs Java for its tokenizer (Stanford
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -90,9 +91,7 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]], resample
     draws = _resamples(len(captions), resamples)
     tokens = [line.split() for line in found]
     return Report(
-        scores={
-            name: 100 * float(value) for name, value in zip(SCORES, (*bleu, meteor, rouge, cider), strict=True)
-        },
+        scores={name: 100 * float(value) for name, value in zip(SCORES, (*bleu, meteor, rouge, cider), strict=True)},
         intervals={
             "BLEU-4": _interval(100 * bleu_of(draws @ counts)),
             "CIDEr": _interval(100 * (draws @ ciders) / len(captions)),
@@ -124,7 +123,7 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 
 def repeats_bigram(words: Sequence[str]) -> bool:
     """True where some pair of neighbouring words occurs twice: the mark of a word loop."""
-    bigrams = list(zip(words, words[1:], strict=False))
+    bigrams = list(itertools.pairwise(words))
     return len(set(bigrams)) < len(bigrams)
 
 
