@@ -1,0 +1,1 @@
+"""The HTTP service: a picture comes in, its captions go out."""

@@ -1,0 +1,45 @@
+"""`python -m app`: serve captions. Every setting has an environment variable; the most used have a flag."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pydantic import ValidationError
+
+from app.main import create_app, open_engine
+from app.server import FACTORY, serve
+from app.settings import Settings
+from model.errors import CaptionModelError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until stopped; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m app", description="Serve image captions over HTTP.")
+    parser.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 picks a free one")
+    parser.add_argument("--model", help="checkpoint folder")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--workers", type=int, help="server processes")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"][:1])
+            print(f"error: CAPTION_{name.upper()}: {problem['msg']}", file=sys.stderr)
+        return 2
+    try:
+        if settings.workers > 1:
+            return serve(settings, FACTORY)
+        # Loaded here, before the server runs, a bad checkpoint is one line and not a traceback.
+        return serve(settings, lambda: create_app(settings, open_engine(settings)))
+    except CaptionModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What can go wrong in the service: each error knows its HTTP status, and is sent as an RFC 9457 problem."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class ServiceError(Exception):
+    """Base of every error a client is told about; the message becomes the problem's `detail`."""
+
+    status = 500
+    code = "internal_error"  # stable, for programs
+    retry_after: int | None = None  # seconds
+
+    def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class BadMultipart(ServiceError):
+    """The form cannot be parsed."""
+
+    status, code = 400, "bad_multipart"
+
+
+class Unauthorized(ServiceError):
+    """An API key is needed and was not given, or is wrong."""
+
+    status, code = 401, "unauthorized"
+
+
+class BodyTimeout(ServiceError):
+    """The client sent its body too slowly."""
+
+    status, code = 408, "body_timeout"
+
+
+class TooLarge(ServiceError):
+    """The body, or the picture's number of pixels, is over the limit."""
+
+    status, code = 413, "too_large"
+
+
+class UnsupportedMedia(ServiceError):
+    """The content is not a picture in a format that is read here."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class BadParameter(ServiceError):
+    """A query parameter or form field is missing, unknown or out of range."""
+
+    status, code = 422, "bad_parameter"
+
+
+class BrokenImage(ServiceError):
+    """The picture is empty, truncated or damaged."""
+
+    status, code = 422, "broken_image"
+
+
+class ClientGone(ServiceError):
+    """The client hung up before its answer; nobody reads this, the log and the metrics count it."""
+
+    status, code = 499, "client_gone"  # nginx's number
+
+
+class InferenceFailed(ServiceError):
+    """The engine failed on this picture."""
+
+    status, code = 500, "inference_failed"
+
+
+class Overloaded(ServiceError):
+    """Too much work is waiting already."""
+
+    status, code, retry_after = 503, "overloaded", 1
+
+
+class NotReady(ServiceError):
+    """The service is stopping."""
+
+    status, code, retry_after = 503, "not_ready", 1
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer was not ready in time."""
+
+    status, code = 504, "deadline_exceeded"
+
+
+def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
+    """The RFC 9457 members; `type` is about:blank (the status says it all), `code` is for programs."""
+    title = "Client Closed Request" if status == ClientGone.status else HTTPStatus(status).phrase
+    return {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }

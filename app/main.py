@@ -1,0 +1,110 @@
+"""The application: `create_app` puts the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from app import images
+from app.metrics import Metrics
+from app.middleware import RequestContext
+from app.routes import caption, health, model, page, problems
+from app.schemas import Problem
+from app.security import require_key
+from app.service import CaptionService
+from app.settings import Settings
+from app.uploads import ENVELOPE
+from model.runtime.engine import CaptionEngine, load_engine
+
+
+def create_app(settings: Settings | None = None, engine: CaptionEngine | None = None) -> FastAPI:
+    """The service as an ASGI application; `engine` defaults to the one `settings` describe, loaded at start-up."""
+    settings = settings or Settings()
+    metrics = Metrics()
+    images.limit_pixels(settings.max_pixels)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loaded = engine or open_engine(settings)
+        loaded.warm_up()
+        service = CaptionService(settings, loaded, metrics)
+        app.state.service = service
+        service.start()
+        with _unready_first(service, settings.drain_delay):
+            yield
+        await service.stop()
+
+    app = FastAPI(
+        title="Image captioning",
+        summary="A picture in, its captions out.",
+        version="1",
+        docs_url=None,  # ours need no internet, see app.routes.page
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    guard = [Depends(require_key(settings.api_keys))] if settings.api_keys else []
+    app.include_router(caption.router, dependencies=guard)
+    app.include_router(model.router, dependencies=guard)
+    app.include_router(health.router)
+    page.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    max_body = max(settings.max_upload_bytes, settings.max_batch_bytes) + ENVELOPE
+    app.add_middleware(RequestContext, metrics=metrics, max_body=max_body)
+    app.openapi = _with_problem_schema(app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def open_engine(settings: Settings) -> CaptionEngine:
+    """The engine that `settings` describe; raises `CaptionModelError` with what to do about it."""
+    return load_engine(settings.model, settings.device, settings.engine, settings.threads)
+
+
+@contextmanager
+def _unready_first(service: CaptionService, delay: float) -> Iterator[None]:
+    """On SIGTERM turn unready at once, and only `delay` seconds later let the server stop accepting.
+
+    So a load balancer sees it coming. The server's own handler, installed before, does the rest.
+    """
+    stop = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(stop):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        service.ready = False
+        loop.call_soon_threadsafe(loop.call_later, delay, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _with_problem_schema(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """`openapi` with the schema that every problem response refers to."""
+
+    def document() -> dict[str, Any]:
+        made = openapi()
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        made["components"].setdefault("schemas", {}).setdefault("Problem", schema)
+        return made
+
+    return document

@@ -1,0 +1,32 @@
+"""Optional API keys."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+
+from app.errors import Unauthorized
+
+KeyHeader = Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+
+
+def require_key(keys: tuple[SecretStr, ...]) -> Callable[..., None]:
+    """A dependency that raises `Unauthorized` unless the request carries one of `keys`.
+
+    In `X-API-Key: <key>` or `Authorization: Bearer <key>`. Every key is compared, each in constant time.
+    """
+    known = [key.get_secret_value().encode() for key in keys]
+
+    def check(key: KeyHeader, bearer: Bearer) -> None:
+        given = (key or (bearer.credentials if bearer else "")).encode()
+        matches = [hmac.compare_digest(given, k) for k in known]
+        if not any(matches):
+            raise Unauthorized("an API key is needed: X-API-Key, or Authorization: Bearer")
+
+    return check

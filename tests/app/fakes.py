@@ -1,0 +1,96 @@
+"""A small, deterministic engine: what it says depends on the picture alone, so crossed answers show."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.caption import Alternative, Caption, Explanation, Token
+from model.config import ModelConfig, SearchConfig
+from model.runtime.engine import CaptionEngine, Regions
+
+WORDS = ("red", "green", "blue", "big", "small", "old", "young", "wet", "dry", "fast", "slow", "dark", "light",
+         "near", "far", "round")  # fmt: skip
+POISON = (250, 0, 250)  # a picture of this colour makes the engine fail
+
+
+class FakeRegions(Regions):
+    """The mean colour of each picture."""
+
+    def __init__(self, colours: NDArray[np.int64]) -> None:
+        self.colours = colours
+
+    def __len__(self) -> int:
+        return len(self.colours)
+
+    def select(self, rows: Sequence[int]) -> FakeRegions:
+        return FakeRegions(self.colours[list(rows)])
+
+
+class FakeEngine(CaptionEngine):
+    """Names a picture's mean colour in words; fails on `POISON`; calls `on_batch` in the engine's thread."""
+
+    name, device = "fake", "cpu"
+
+    def __init__(self, on_batch: Callable[[str, int], None] = lambda stage, size: None) -> None:
+        self.config = ModelConfig(name="fake", version="1", search=SearchConfig(beam_size=3, max_length=20))
+        self.card = {"data": "none", "metrics": {"bleu4": 0.0}}
+        self.on_batch = on_batch
+        self.batches: list[int] = []
+        self.threads: set[int] = set()
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Nothing to warm."""
+
+    def encode(self, pixels: NDArray[np.uint8]) -> FakeRegions:
+        self.threads.add(threading.get_ident())
+        self.batches.append(len(pixels))
+        self.on_batch("encode", len(pixels))
+        colours = np.rint(pixels.reshape(len(pixels), -1, 3).mean(axis=1)).astype(np.int64)
+        if any(close(colour, POISON) for colour in colours):
+            raise RuntimeError("poisoned")
+        return FakeRegions(colours)
+
+    def generate(
+        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        assert isinstance(regions, FakeRegions)
+        self.threads.add(threading.get_ident())
+        search = search or self.config.search
+        self.on_batch("generate", len(regions))
+        return [[describe(colour, rank, search, explain) for rank in range(search.num_captions)]
+                for colour in regions.colours]  # fmt: skip
+
+
+def close(colour: NDArray[np.int64], other: tuple[int, int, int]) -> bool:
+    """Whether two colours are equal up to what lossy formats change."""
+    return bool(np.abs(colour - np.asarray(other)).max() <= 4)
+
+
+def describe(colour: NDArray[np.int64], rank: int, search: SearchConfig, explain: bool) -> Caption:
+    """The caption of a mean colour: each channel in steps of 16 chooses a word."""
+    words = [WORDS[int(c) // 16] for c in colour] + [f"{search.strategy}{search.beam_size}", str(rank)]
+    words = words[: search.max_length]
+    tokens = tuple(Token(word, 0.9 - 0.1 * rank) for word in (*words, "."))
+    if explain:
+        grid = np.full((7, 7), 1 / 50, np.float32)
+        layer = {"forget": 0.9, "input": 0.4, "output": 0.5, "candidate": 0.3, "state": 1.2, "hidden": 0.4}
+        why = Explanation(grid, 1 / 50, (layer, layer), (Alternative("thing", 0.05), Alternative(".", 0.01)))
+        tokens = tuple(replace(token, explanation=why) for token in tokens)
+    log_probability = sum(math.log(token.probability) for token in tokens)
+    return Caption(" ".join(words).capitalize() + ".", log_probability, tokens)
+
+
+def create_app():  # type: ignore[no-untyped-def]  # FastAPI's own type would be imported for this alone
+    """The application around a fake engine, for live servers; FAKE_SECONDS slows every batch down."""
+    from app.main import create_app
+
+    seconds = float(os.environ.get("FAKE_SECONDS", "0"))
+    return create_app(engine=FakeEngine(lambda stage, size: time.sleep(seconds if stage == "encode" else 0)))
