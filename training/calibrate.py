@@ -1,0 +1,146 @@
+"""Honest confidence: `python -m training.calibrate FOLDER --data SET` fits the temperature of a checkpoint.
+
+Logits are divided by one number, so that a probability of 0.7 is right seven times in ten (Guo et
+al. 2017). The order of words, and so greedy decoding, stays the same. Measured by teacher forcing:
+the words so far are a reference's, the next is the reference's or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from model import preprocess
+from model.captioner import Captioner
+from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, save_captioner
+from model.errors import CaptionModelError
+from model.vocabulary import PAD, UNKNOWN
+from training.data import DataError, Picture, read
+from training.engine import padded
+from training.export import export
+from training.metrics import expected_calibration_error
+
+log = logging.getLogger("training.calibrate")
+
+LOWEST, HIGHEST = 0.25, 4.0  # temperatures searched
+
+
+@torch.inference_mode()
+def teacher_force(captioner: Captioner, pictures: Sequence[Picture], batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """What the decoder outputs before each reference word, (N, E), and those words' ids, (N,).
+
+    All references of all pictures; ends included. Words that the vocabulary lacks are `UNKNOWN`.
+    Raises `DataError` for a picture that cannot be decoded.
+    """
+    captioner.eval()
+    device = next(captioner.parameters()).device
+    outputs, targets = [], []
+    for start in tqdm(range(0, len(pictures), batch_size), "teacher forcing", unit="batch", leave=False):
+        batch = pictures[start : start + batch_size]
+        pixels = np.stack([preprocess.to_pixels(p.open(), captioner.config.preprocess) for p in batch])
+        ids = [[captioner.vocabulary.encode(c) for c in p.captions] for p in batch]
+        most = max(map(len, ids))
+        words = padded([[*mine, *[[]] * (most - len(mine))] for mine in ids])
+        for mine, real in zip(words, ids, strict=True):
+            mine[len(real) :] = PAD  # the filling of pictures with fewer captions
+        words = words.to(device)
+        said = words[..., 1:] != PAD
+        memory = captioner.encode(torch.from_numpy(pixels).to(device))
+        outputs.append(captioner.decoder.outputs(memory, words[..., :-1])[said])
+        targets.append(words[..., 1:][said])
+    return torch.cat(outputs), torch.cat(targets)
+
+
+@torch.inference_mode()
+def confidence(
+    captioner: Captioner, outputs: Tensor, targets: Tensor, temperature: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The probability of the word thought most likely, (N,), and whether it is the reference's, (N,)."""
+    probabilities, right = [], []
+    for some, wanted in zip(outputs.split(4096), targets.split(4096), strict=True):
+        log_probability, word = captioner.decoder.log_probabilities(
+            captioner.decoder.logits(some), temperature
+        ).max(-1)  # fmt: skip
+        probabilities.append(log_probability.exp().float().cpu().numpy())
+        right.append((word == wanted).cpu().numpy())
+    return np.concatenate(probabilities), np.concatenate(right)
+
+
+@torch.inference_mode()
+def fit_temperature(captioner: Captioner, outputs: Tensor, targets: Tensor) -> float:
+    """The temperature under which the reference words are likeliest, by golden-section search on its logarithm."""
+    known = targets != UNKNOWN  # never said, so no temperature makes them likely
+    outputs, targets = outputs[known], targets[known]
+
+    def surprise(log_temperature: float) -> float:
+        total = 0.0
+        for some, wanted in zip(outputs.split(4096), targets.split(4096), strict=True):
+            log_probabilities = captioner.decoder.log_probabilities(
+                captioner.decoder.logits(some).float(), math.exp(log_temperature)
+            )
+            total += float(F.nll_loss(log_probabilities, wanted, reduction="sum"))
+        return total
+
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    golden = (math.sqrt(5) - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = surprise(left), surprise(right)
+    while high - low > 0.005:
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - golden * (high - low)
+            at_left = surprise(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + golden * (high - low)
+            at_right = surprise(right)
+    return round(math.exp((low + high) / 2), 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.calibrate", description="Fit a checkpoint's temperature and store it."
+    )
+    parser.add_argument("folder", type=Path, help="a checkpoint folder")
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
+    parser.add_argument("--split", default="val", help="pictures to fit on (default: val)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        captioner = load_captioner(options.folder)
+        pictures = read(*options.data).split(options.split)
+        if not pictures:
+            raise DataError(f"no {options.split} pictures in the data")
+        outputs, targets = teacher_force(captioner, pictures)
+        temperature = fit_temperature(captioner, outputs, targets)
+        before, after = (
+            expected_calibration_error(*confidence(captioner, outputs, targets, t))
+            for t in (captioner.config.temperature, temperature)
+        )
+        metrics = dict(open_checkpoint(options.folder).metrics)
+        captioner.config = replace(captioner.config, temperature=temperature)
+        save_captioner(captioner, options.folder, metrics)
+        if (options.folder / GRAPHS).is_dir():  # the temperature is part of the graphs
+            export(options.folder)
+    except (CaptionModelError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.info("temperature %.3f: calibration error %.4f, was %.4f", temperature, after, before)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
