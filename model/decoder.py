@@ -72,7 +72,9 @@ class Decoder(nn.Module):
         self.output = nn.Linear(H + A, E)
         self.output_bias = nn.Parameter(torch.zeros(V))
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("never", torch.tensor([PAD, START, UNKNOWN]), persistent=False)
+        never = torch.zeros(V)
+        never[[PAD, START, UNKNOWN]] = -1e4  # probability 0; finite, because a float16 graph must hold it
+        self.register_buffer("never", never, persistent=False)
         self.never: Tensor
 
     @property
@@ -136,8 +138,8 @@ class Decoder(nn.Module):
         )
 
     def log_probabilities(self, logits: Tensor, temperature: float) -> Tensor:
-        """Logits (..., V) -> log-probabilities of what may be said: -inf for pad, start and unknown."""
-        return (logits / temperature).index_fill(-1, self.never, float("-inf")).log_softmax(-1)
+        """Logits (..., V) -> log-probabilities of what may be said: pad, start and unknown get -1e4."""
+        return (logits / temperature + self.never).log_softmax(-1)
 
     def _attend(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Scaled dot-product attention (Vaswani et al. 2017) over regions: h (B, Q, H) -> (B, Q, A), (B, Q, L + 1)."""

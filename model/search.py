@@ -13,7 +13,7 @@ import array_api_compat
 import numpy as np
 
 from model.config import SearchConfig
-from model.vocabulary import END, PAD
+from model.vocabulary import END, PAD, START, UNKNOWN
 
 Array = Any  # a NumPy array or a torch tensor
 
@@ -174,14 +174,16 @@ def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.S
 
 
 def _restrict(xp: Any, log_probs: Array, history: Array, t: int, config: SearchConfig) -> Array:
-    """Forbid what a caption must not hold: an end at once, a repeated n-gram, anything but the end at the limit."""
+    """Forbid what a caption must not hold: special words, an end at once, a repeated n-gram; at the limit all but the end."""
     minus_inf = -float("inf")
     V = log_probs.shape[-1]
     ids = xp.arange(V, device=array_api_compat.device(log_probs))
     if t == config.max_length:
         return xp.where(ids == END, log_probs, minus_inf)
+    forbidden = (ids == PAD) | (ids == START) | (ids == UNKNOWN)
     if t == 0:
-        return xp.where(ids == END, minus_inf, log_probs)
+        forbidden = forbidden | (ids == END)
+    log_probs = xp.where(forbidden, minus_inf, log_probs)
     n = config.block_ngram
     if n and t >= n:
         # Where the last n - 1 words stood before, the word that followed then is forbidden now.
@@ -193,7 +195,6 @@ def _restrict(xp: Any, log_probs: Array, history: Array, t: int, config: SearchC
         B, K = history.shape[:2]
         rows = xp.arange(B, device=array_api_compat.device(history))[:, None, None]
         columns = xp.arange(K, device=array_api_compat.device(history))[None, :, None]
-        log_probs = xp.asarray(log_probs, copy=True)
         log_probs[rows, columns, followers] = minus_inf
     return log_probs
 

@@ -21,7 +21,7 @@ from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import search
+from model.search import search as find
 from model.vocabulary import START
 
 ENCODER, STEP = "encoder", "step"
@@ -104,10 +104,10 @@ class OpenVINOEngine(CaptionEngine):
         return OpenVINORegions(by_name["keys"], by_name["values"], by_name["start"])
 
     def generate(
-        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
-        found = search(OpenVINOStepper(self._step, regions), search_config or self.config.search)
+        found = find(OpenVINOStepper(self._step, regions), search or self.config.search)
         details = self._details(regions, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._gate_names, self._grid, details)
 

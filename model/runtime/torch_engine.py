@@ -18,7 +18,7 @@ from model.decoder import Decoder, Memory
 from model.errors import EngineUnavailable
 from model.runtime.engine import CaptionEngine, Device, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import search
+from model.search import search as find
 from model.vocabulary import START
 
 
@@ -83,13 +83,13 @@ class TorchEngine(CaptionEngine):
             return TorchRegions(self._captioner.encode(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)))
 
     def generate(
-        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, TorchRegions)
         memory = regions.memory
         with torch.inference_mode(), self._autocast():
             stepper = TorchStepper(self._captioner.decoder, memory, self.config.temperature)
-            found = search(stepper, search_config or self.config.search)
+            found = find(stepper, search or self.config.search)
             details = self._details(memory, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._captioner.decoder.gate_names, self._captioner.grid, details)
 
