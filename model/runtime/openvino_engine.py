@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")  # no outbound requests from a serving process
+# Importing OpenVINO reports to an analytics server and writes to the home folder, unless this package
+# of its is absent: then it takes its own silent stub. No variable switches it off.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov
 
 from model.caption import Caption
