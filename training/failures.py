@@ -77,7 +77,7 @@ def guess(caption: Sequence[str], references: Sequence[Sequence[str]], verbs: fr
     known = {*true.things, *true.actions, *map(_verb, true.things)}
     found: list[Failure] = []
 
-    strange = [thing for thing in said.things if thing not in known and _verb(thing) not in known]
+    strange = [thing for thing in dict.fromkeys(said.things) if thing not in known and _verb(thing) not in known]
     if strange and strange[0] == said.things[0]:
         found.append(Failure("wrong object", f"no reference has “{strange.pop(0)}”"))
     if actions := [action for action in said.actions if action not in known]:
@@ -87,7 +87,7 @@ def guess(caption: Sequence[str], references: Sequence[Sequence[str]], verbs: fr
     if (colours := sorted(said.colours - true.colours)) and true.colours:
         found.append(Failure("wrong colour", f"“{colours[0]}”, references: {', '.join(sorted(true.colours))}"))
     if strange:
-        found.append(Failure("hallucination", f"no reference has “{'”, “'.join(dict.fromkeys(strange))}”"))
+        found.append(Failure("hallucination", f"no reference has “{'”, “'.join(strange)}”"))
     return found or [Failure("other wording", "every word is in some reference")]
 
 

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.captioner import Captioner
+from model.checkpoint import open_checkpoint, save_captioner
+from model.config import DecoderConfig, ModelConfig, PreprocessConfig
+from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
+from training.calibrate import confidence, fit_temperature, main, teacher_force
+from training.data import Picture, read
+from training.metrics import expected_calibration_error
+
+WORDS = ("a", "dog", "cat", "runs", "sits", "red", "ball")
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    torch.manual_seed(0)
+    config = ModelConfig(preprocess=PreprocessConfig(size=32), decoder=DecoderConfig(embed_size=16, hidden_size=16))
+    captioner = Captioner(config, Vocabulary((*SPECIAL, *WORDS))).eval()
+    with torch.no_grad():
+        captioner.decoder.embedding.weight.mul_(8)  # opinions strong enough to be too strong
+    return captioner
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Picture]:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("set")
+    captions = {"one": ["A dog runs.", "A red dog"], "two": ["A zebra"], "three": ["a cat sits", "cat", "A red ball!"]}
+    images = []
+    for name, texts in captions.items():
+        Image.new("RGB", (20, 20), "green").save(folder / f"{name}.png")
+        images.append({"filename": f"{name}.png", "split": "val", "sentences": [{"raw": text} for text in texts]})
+    (folder / "dataset.json").write_text(json.dumps({"images": images}))
+    return read(folder).split("val")
+
+
+def test_teacher_forcing_gives_every_reference_word_once(captioner: Captioner, pictures: list[Picture]) -> None:
+    outputs, targets = teacher_force(captioner, pictures, batch_size=2)
+    words = [captioner.vocabulary.words[i] for i in targets.tolist()]
+    expected = "a dog runs . a red dog . a <unk> . a cat sits . cat . a red ball .".replace(".", "<end>")
+    assert words == expected.split()
+    assert len(outputs) == len(targets)
+
+
+def test_teacher_forcing_equals_the_model_run_on_one_caption(captioner: Captioner, pictures: list[Picture]) -> None:
+    outputs, targets = teacher_force(captioner, pictures)
+    pixels = torch.full((1, 32, 32, 3), 0, dtype=torch.uint8)
+    pixels[..., 1] = 128  # Pillow's green
+    ids = captioner.vocabulary.encode("a dog runs")
+    with torch.inference_mode():
+        logits = captioner(pixels, torch.tensor([[[START, *ids]]]))[0, 0]
+        torch.testing.assert_close(captioner.decoder.logits(outputs[:4]), logits, atol=1e-4, rtol=1e-4)
+    assert targets[:4].tolist() == [*ids, END]
+
+
+def test_the_temperature_that_made_the_words_is_found(captioner: Captioner) -> None:
+    generator = torch.Generator().manual_seed(1)
+    outputs = torch.tanh(torch.randn(20_000, 16, generator=generator))
+    for true in (0.5, 1.7):
+        with torch.inference_mode():
+            chances = captioner.decoder.log_probabilities(captioner.decoder.logits(outputs), true).exp()
+        targets = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        assert not set(targets.tolist()) & {PAD, START, UNKNOWN}
+        assert fit_temperature(captioner, outputs, targets) == pytest.approx(true, rel=0.05)
+        at = {t: expected_calibration_error(*confidence(captioner, outputs, targets, t)) for t in (true, 3 * true)}
+        assert at[true] < 0.02 < at[3 * true]
+
+
+def test_unknown_reference_words_count_as_wrong_but_do_not_bend_the_fit(captioner: Captioner) -> None:
+    outputs = torch.tanh(torch.randn(500, 16, generator=torch.Generator().manual_seed(2)))
+    _, right = confidence(captioner, outputs, torch.full((500,), UNKNOWN), 1.0)
+    assert not right.any()
+    with torch.inference_mode():
+        best = captioner.decoder.log_probabilities(captioner.decoder.logits(outputs), 1.0).argmax(-1)
+    mixed = torch.where(torch.arange(500) % 5 == 0, UNKNOWN, best)
+    known = mixed != UNKNOWN
+    assert fit_temperature(captioner, outputs, mixed) == fit_temperature(captioner, outputs[known], best[known])
+
+
+def test_the_command_stores_the_temperature_and_keeps_the_rest(
+    captioner: Captioner, pictures: list[Picture], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoint"
+    save_captioner(captioner, folder, {"note": "kept"})
+    weights = (folder / "model.safetensors").read_bytes()
+    data = str(pictures[0].path.parent)
+    assert main([str(folder), "--data", data]) == 0
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.config.temperature != 1.0
+    assert checkpoint.metrics == {"note": "kept"}
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert main([str(folder), "--data", data, "--split", "test"]) == 1
+    assert "no test pictures" in capsys.readouterr().err
