@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from app import images
 from app.batching import Answer, Batcher, Line
 from app.errors import ClientGone, DeadlineExceeded, ServiceError, TooLarge
+from app.guard import Guard
 from app.metrics import Metrics
 from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, caption_out, timing
 from app.settings import Settings
@@ -46,8 +47,11 @@ class CaptionService:
         self.ready = False
         self.batcher = Batcher(engine, metrics, batch_size=settings.batch_size, queue_size=settings.queue_size)
         self.upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), metrics.upload_bytes, metrics.rejected)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         config = engine.config
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        # Its own thread: a picture that takes long there must not hold up the others.
+        self._guarded = ThreadPoolExecutor(1, thread_name_prefix="guarded")
+        self._guard = Guard(config.preprocess, settings.max_pixels, settings.decode_seconds, settings.decode_memory_mb)
         self.model = ModelRef(name=config.name, version=config.version)
         metrics.model.labels(config.name, config.version, engine.name, engine.device).set(1)
 
@@ -60,7 +64,9 @@ class CaptionService:
         """Let accepted work finish, then let the threads go."""
         self.ready = False
         await self.batcher.stop()
-        self._decoders.shutdown()
+        for pool in (self._decoders, self._guarded):
+            pool.shutdown()
+        self._guard.close()
 
     async def caption(
         self, files: Sequence[bytes], params: CaptionParams, request_id: str, started: float
@@ -83,21 +89,30 @@ class CaptionService:
     ) -> CaptionResponse | ServiceError:
         search = params.search(self.engine.config.search)
         try:
-            loop = asyncio.get_running_loop()
-            decoded = await loop.run_in_executor(self._decoders, self._decode, data, time.perf_counter())
+            decoded = await self._decode(data)
             answer = await self.batcher.submit(decoded.pixels, search, params.explain, line)
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.image.format).inc()
         return self._response(decoded, answer, request_id, started)
 
-    def _decode(self, data: bytes, queued_at: float) -> Decoded:
-        """Runs in a decoding thread."""
-        start = time.perf_counter()
+    async def _decode(self, data: bytes) -> Decoded:
         limit = self.settings.max_upload_bytes
         if len(data) > limit:
             raise TooLarge(f"the file is larger than {limit} bytes")
-        picture = images.read(data, self.settings.max_pixels, self.engine.config.preprocess.size)
+        loop, queued_at = asyncio.get_running_loop(), time.perf_counter()
+        try:
+            return await loop.run_in_executor(self._decoders, self._ready, self._read, data, queued_at)
+        except images.NeedsGuard:
+            return await loop.run_in_executor(self._guarded, self._ready, self._guard.read, data, queued_at)
+
+    def _read(self, data: bytes) -> images.Picture:
+        return images.read(data, self.settings.max_pixels, self.engine.config.preprocess.size)
+
+    def _ready(self, read: Callable[[bytes], images.Picture], data: bytes, queued_at: float) -> Decoded:
+        """Runs in a decoding thread."""
+        start = time.perf_counter()
+        picture = read(data)
         pixels = self.engine.preprocess(picture.image)
         seconds = time.perf_counter() - start
         self.metrics.stage("decode", seconds)

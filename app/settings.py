@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     max_connections: int = Field(1000, ge=1, description="Open connections a worker keeps; more are refused with 503.")
 
     decode_threads: int = Field(2, ge=1, description="Threads that decode pictures.")
+    decode_seconds: float = Field(
+        10, gt=0, description="Seconds that decoding one picture may take in the guarded process; then 422."
+    )
+    decode_memory_mb: int = Field(1024, ge=256, description="Memory of the guarded process, in megabytes.")
     batch_size: int = Field(16, ge=1, description="Most pictures the engine takes at once.")
     queue_size: int = Field(64, ge=1, description="Pictures accepted and not yet answered; more get 503 at once.")
     deadline: float = Field(30, gt=0, description="Seconds from a read body to its answer; then 504.")
