@@ -1,0 +1,69 @@
+// Talks to the service; waits and tries again where the service asks for it.
+
+export const BASE = new URL("../", import.meta.url); // this file is served under static/
+const TRIES = 6;
+let key = sessionStorage.getItem("caption-api-key");
+let asking = null;
+
+// Thrown with a message for people.
+export class ApiError extends Error {
+  constructor(message, problem = {}) {
+    super(message);
+    this.problem = problem;
+  }
+}
+
+// The service's answer for one picture (a File or Blob).
+export async function caption(picture, params = {}) {
+  const url = new URL(`caption?${new URLSearchParams(params)}`, BASE);
+  const type = picture.type.startsWith("image/") ? picture.type : "application/octet-stream";
+  for (let attempt = 1; ; attempt++) {
+    let response;
+    try {
+      response = await fetch(url, { method: "POST", body: picture, headers: headers({ "Content-Type": type }) });
+    } catch {
+      throw new ApiError("The service cannot be reached, or the file cannot be read.");
+    }
+    if (response.ok) return response.json();
+    if (response.status === 401 && (await askForKey())) continue;
+    const busy = response.status === 429 || response.status === 503;
+    if (!busy || attempt === TRIES) throw await problemOf(response);
+    await sleep((Number(response.headers.get("Retry-After")) || attempt) * 1000 * (1 + 0.2 * Math.random()));
+  }
+}
+
+// What the service says of its model and limits; null where it does not.
+export async function about() {
+  try {
+    const response = await fetch(new URL("model", BASE), { headers: headers() });
+    return response.ok ? response.json() : null;
+  } catch {
+    return null;
+  }
+}
+
+const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
+async function problemOf(response) {
+  const problem = await response.json().catch(() => ({}));
+  const detail = problem.detail ?? `The service answered ${response.status} ${response.statusText}`.trim();
+  return new ApiError(detail.charAt(0).toUpperCase() + detail.slice(1), problem);
+}
+
+// Asks once for however many pictures are waiting; false where nobody wants to give a key.
+function askForKey() {
+  const dialog = document.querySelector("#key-dialog");
+  if (!dialog) return Promise.resolve(false);
+  asking ??= new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      asking = null;
+      key = dialog.returnValue === "use" ? dialog.querySelector("input").value.trim() : null;
+      if (key) sessionStorage.setItem("caption-api-key", key);
+      resolve(Boolean(key));
+    }, { once: true });
+    dialog.returnValue = "";
+    dialog.showModal();
+  });
+  return asking;
+}

@@ -1,0 +1,24 @@
+// Small helpers to build elements; every text goes in as a text node, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+
+const build = (namespace) => (tag, attributes = {}, ...children) => {
+  const element = document.createElementNS(namespace, tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(name, value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child != null));
+  return element;
+};
+
+export const h = build("http://www.w3.org/1999/xhtml");
+export const s = build(SVG);
+export const m = build(MATHML);
+
+export const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : `${Math.round(100 * p)}%`);
+export const number = (x) => (Math.abs(x) < 0.995 ? x.toFixed(2) : x.toPrecision(3)).replace("-", "−");
+export const spoken = (token) => (token.text === "." ? "end of the caption" : token.text);
+export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
