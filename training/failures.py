@@ -49,13 +49,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """One sentence, or several together, taken apart. Things keep their order."""
+    """One sentence, or several together, taken apart; what is kept by its stem shows the word itself."""
 
     colours: frozenset[str]
     numbers: frozenset[int]
     plain: tuple[str, ...]  # words of things and actions as they stand
-    actions: tuple[str, ...]  # stems
-    things: tuple[str, ...]  # singular
+    actions: dict[str, str]  # stem -> word, in the order said
+    things: dict[str, str]  # singular -> word, in the order said
 
 
 def verbs_of(texts: Iterable[Sequence[str]]) -> frozenset[str]:
@@ -75,19 +75,23 @@ def guess(caption: Sequence[str], references: Sequence[Sequence[str]], verbs: fr
     said = _take_apart(caption, verbs)
     true = _take_apart([word for words in references for word in words], verbs)
     known = {*true.things, *true.actions, *map(_verb, true.things)}
+
+    def strange(words: dict[str, str]) -> list[str]:
+        return [word for stem, word in words.items() if stem not in known and _verb(stem) not in known]
+
     found: list[Failure] = []
 
-    strange = [thing for thing in dict.fromkeys(said.things) if thing not in known and _verb(thing) not in known]
-    if strange and strange[0] == said.things[0]:
-        found.append(Failure("wrong object", f"no reference has “{strange.pop(0)}”"))
-    if actions := [action for action in said.actions if action not in known]:
+    things = strange(said.things)
+    if things and things[0] == next(iter(said.things.values())):
+        found.append(Failure("wrong object", f"no reference has “{things.pop(0)}”"))
+    if actions := strange(said.actions):
         found.append(Failure("wrong action", f"no reference has “{actions[0]}”"))
     if count := _wrong_count(said, true):
         found.append(Failure("wrong count", count))
     if (colours := sorted(said.colours - true.colours)) and true.colours:
         found.append(Failure("wrong colour", f"“{colours[0]}”, references: {', '.join(sorted(true.colours))}"))
-    if strange:
-        found.append(Failure("hallucination", f"no reference has “{'”, “'.join(strange)}”"))
+    if things:
+        found.append(Failure("hallucination", f"no reference has “{'”, “'.join(things)}”"))
     return found or [Failure("other wording", "every word is in some reference")]
 
 
@@ -112,7 +116,9 @@ def tally(failures: Iterable[Sequence[Failure]]) -> Mapping[str, int]:
 
 def _take_apart(words: Sequence[str], verbs: frozenset[str]) -> _Words:
     colours, numbers = set(), set()
-    plain, actions, things = [], [], []
+    plain: list[str] = []
+    actions: dict[str, str] = {}
+    things: dict[str, str] = {}
     for word in words:
         word = SAME_COLOUR.get(word, word)
         if word in COLOURS:
@@ -122,10 +128,10 @@ def _take_apart(words: Sequence[str], verbs: frozenset[str]) -> _Words:
         elif word not in GRAMMAR:
             plain.append(word)
             if _is_ing(word) or (word.endswith("s") and _verb(word) in verbs):
-                actions.append(_verb(word))
+                actions.setdefault(_verb(word), word)
             else:
-                things.append(_singular(word))
-    return _Words(frozenset(colours), frozenset(numbers), tuple(plain), tuple(actions), tuple(things))
+                things.setdefault(_singular(word), word)
+    return _Words(frozenset(colours), frozenset(numbers), tuple(plain), actions, things)
 
 
 def _wrong_count(said: _Words, true: _Words) -> str:
