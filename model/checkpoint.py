@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig, from_dict
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError
 from model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Checkpoint:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; copy the whole checkpoint folder, or export it again")
         if digest(path) != self.digests.get(name):
-            raise CheckpointError(f"{path} is damaged or from another checkpoint; copy the whole folder again")
+            raise CheckpointError(f"{path} is damaged or of another checkpoint; copy the whole folder, or export it again")
         return path
 
 
@@ -74,10 +74,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         config = from_dict(ModelConfig, content["model"])
         vocabulary = Vocabulary(content["vocabulary"])
         digests = dict(content["files"])
-        recorded = content["vocabulary_fingerprint"]
-    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        same = content["vocabulary_fingerprint"] == vocabulary.fingerprint()
+    except (KeyError, TypeError, AttributeError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again") from error
-    if recorded != vocabulary.fingerprint():
+    if not same:
         raise CheckpointError(f"{path}: the vocabulary is not the one the weights were trained with; copy it again")
     return Checkpoint(folder, config, vocabulary, _metrics(folder / METRICS), digests)
 
@@ -113,7 +113,8 @@ def save_captioner(captioner: Captioner, folder: Path, metrics: Mapping[str, Any
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: (t.half() if t.is_floating_point() else t).contiguous().cpu() for name, t in captioner.state_dict().items()
+        name: (t.half() if t.is_floating_point() else t).contiguous().cpu()
+        for name, t in captioner.state_dict().items()
     }
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
@@ -121,14 +122,18 @@ def save_captioner(captioner: Captioner, folder: Path, metrics: Mapping[str, Any
     fingerprint = captioner.vocabulary.fingerprint()
     temporary = folder / (WEIGHTS + ".tmp")
     save_file(tensors, temporary, metadata={"vocabulary_fingerprint": fingerprint})
+    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
     os.replace(temporary, folder / WEIGHTS)
     write_json(folder / METRICS, metrics)
     write_config(folder, captioner.config, captioner.vocabulary)
 
 
-def write_config(folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
-    """Write config.json with the digests of the weights and graphs that lie in `folder` now."""
-    files = [folder / WEIGHTS, *sorted((folder / GRAPHS).glob("*"))]
+def write_config(folder: Path, config: ModelConfig, vocabulary: Vocabulary, graphs: bool = False) -> None:
+    """Write config.json with the digests of the weights in `folder` and, if they are made of them, of the graphs.
+
+    Without its digest a graph is refused: no engine runs the graphs of other weights than the folder's.
+    """
+    files = [folder / WEIGHTS, *(sorted((folder / GRAPHS).glob("*")) if graphs else ())]
     write_json(
         folder / CONFIG,
         {

@@ -29,7 +29,7 @@ class Stepper(Protocol):
         """Reset to one hypothesis a picture, the start word, (B, 1), int64: where and how arrays are kept."""
 
     def step(self, words: Array, parents: Array | None) -> Array:
-        """Log-probabilities (B, K, V) of the next word.
+        """Log-probabilities (B, K, V) of the next word, in an array that the search may write into.
 
         words: (B, K), the last word of each hypothesis. parents: (B, K), for each the index of the
         hypothesis of the step before that it extends; None at the first step.
@@ -70,6 +70,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     xp = array_api_compat.array_namespace(words)
     device = array_api_compat.device(words)
     B = stepper.batch
+    rows = xp.arange(B, device=device)[:, None]  # (B, 1): values[rows, index] picks (B, C, ...) from (B, K, ...)
     log_probs = stepper.step(words, None)  # (B, 1, V)
     V = log_probs.shape[-1]
     minus_inf = -float("inf")
@@ -84,35 +85,35 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     done_lp = xp.zeros((B, K, T), dtype=log_probs.dtype, device=device)
 
     for t in range(T):
-        log_probs = _restrict(xp, log_probs, history, t, config)
+        _restrict(xp, log_probs, history, t, config)
         candidates = xp.reshape(scores[:, :, None] + log_probs, (B, -1))  # (B, live * V)
         # Each live hypothesis has one ending, so the best 2K hold K that go on.
-        top, index = _top_k(xp, candidates, min(2 * K, candidates.shape[-1]))  # (B, C)
+        top, index = _top_k(candidates, min(2 * K, candidates.shape[-1]))  # (B, C)
         parent, word = index // V, index % V
+        word_lp = xp.reshape(log_probs, (B, -1))[rows, index]
         # (B, C, t + 1): every candidate written out.
-        word_lp = xp.take_along_axis(xp.reshape(log_probs, (B, -1)), index, axis=1)
-        cand_words = xp.concat([_pick(xp, history, parent), word[:, :, None]], axis=-1)
-        cand_lp = xp.concat([_pick(xp, history_lp, parent), word_lp[:, :, None]], axis=-1)
+        cand_words = xp.concat([history[rows, parent], word[:, :, None]], axis=-1)
+        cand_lp = xp.concat([history_lp[rows, parent], word_lp[:, :, None]], axis=-1)
 
-        # Those that end compete with the ones that ended before.
+        # Those that end compete with the ones that ended before. On a GPU asking whether any did
+        # would cost more than the work it saves.
         ended = word == END
-        normalised = xp.where(ended, top / float(t + 1) ** config.length_penalty, minus_inf)
-        pool_scores = xp.concat([done_scores, normalised], axis=1)
-        pool_words = xp.concat([done_words, _pad_last(xp, cand_words, T, PAD)], axis=1)
-        pool_lp = xp.concat([done_lp, _pad_last(xp, cand_lp, T, 0)], axis=1)
-        done_scores, best = _top_k(xp, pool_scores, K)
-        done_words, done_lp = _pick(xp, pool_words, best), _pick(xp, pool_lp, best)
+        length = float(t + 1) ** config.length_penalty
+        if not array_api_compat.is_numpy_array(ended) or ended.any():
+            pool_scores = xp.concat([done_scores, xp.where(ended, top / length, minus_inf)], axis=1)
+            pool_words = xp.concat([done_words, _pad_last(xp, cand_words, T, PAD)], axis=1)
+            pool_lp = xp.concat([done_lp, _pad_last(xp, cand_lp, T, 0)], axis=1)
+            done_scores, best = _top_k(pool_scores, K)
+            done_words, done_lp = pool_words[rows, best], pool_lp[rows, best]
 
         # Those that do not end live on.
         if t == T - 1:
             break
-        scores, best = _top_k(xp, xp.where(ended, minus_inf, top), min(K, top.shape[-1]))
-        live = scores[:, 0] / float(t + 1) ** config.length_penalty
-        if bool(xp.all(live < done_scores[:, -1])):
+        scores, best = _top_k(xp.where(ended, minus_inf, top), min(K, top.shape[-1]))
+        if bool(xp.all(scores[:, 0] / length < done_scores[:, -1])):
             break
-        history, history_lp = _pick(xp, cand_words, best), _pick(xp, cand_lp, best)
-        parent = xp.take_along_axis(parent, best, axis=1)
-        log_probs = stepper.step(history[:, :, -1], parent)
+        history, history_lp = cand_words[rows, best], cand_lp[rows, best]
+        log_probs = stepper.step(history[:, :, -1], parent[rows, best])
 
     return _collect(done_scores, done_words, done_lp, config.num_captions)
 
@@ -134,7 +135,7 @@ def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypoth
             for hypothesis in beam:
                 if len(mine) < config.num_captions:
                     mine.setdefault(hypothesis.words, hypothesis)
-    return [sorted(mine.values(), key=lambda h: -h.score) for mine in found]
+    return [sorted(mine.values(), key=lambda h: -h.log_probability / len(h.words)) for mine in found]
 
 
 def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.SeedSequence) -> list[list[Hypothesis]]:
@@ -150,13 +151,13 @@ def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.S
     B = stepper.batch
     log_probs = stepper.step(words, None)  # (B, 1, V)
     parent = xp.zeros((B, count), dtype=xp.int64, device=device)
-    log_probs = _pick(xp, log_probs, parent)  # (B, count, V)
+    log_probs = log_probs[xp.arange(B, device=device)[:, None], parent]  # (B, count, V)
     history = xp.zeros((B, count, 0), dtype=xp.int64, device=device)
     history_lp = xp.zeros((B, count, 0), dtype=log_probs.dtype, device=device)
     finished = xp.zeros((B, count), dtype=xp.bool, device=device)
     same = xp.broadcast_to(xp.arange(count, dtype=xp.int64, device=device), (B, count))
     for t in range(config.max_length + 1):
-        log_probs = _restrict(xp, log_probs, history, t, config)
+        _restrict(xp, log_probs, history, t, config)
         draw = xp.asarray(rng.random(count), dtype=log_probs.dtype, device=device)
         word = _draw(xp, log_probs / config.temperature, config.top_p, xp.broadcast_to(draw, (B, count)))
         lp = xp.take_along_axis(log_probs, word[:, :, None], axis=-1)
@@ -173,36 +174,39 @@ def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.S
     return _collect(scores, history, history_lp, count)
 
 
-def _restrict(xp: Any, log_probs: Array, history: Array, t: int, config: SearchConfig) -> Array:
-    """Forbid what a caption must not hold: special words, an end at once, a repeated n-gram; at the limit all but the end."""
+def _restrict(xp: Any, log_probs: Array, history: Array, t: int, config: SearchConfig) -> None:
+    """Give -inf, in place, to what must not follow: special words, an end at once, a repeated n-gram.
+
+    At the limit nothing but the end may follow.
+    """
     minus_inf = -float("inf")
-    V = log_probs.shape[-1]
-    ids = xp.arange(V, device=array_api_compat.device(log_probs))
-    if t == config.max_length:
-        return xp.where(ids == END, log_probs, minus_inf)
-    forbidden = (ids == PAD) | (ids == START) | (ids == UNKNOWN)
+    log_probs[:, :, [PAD, START, UNKNOWN]] = minus_inf
     if t == 0:
-        forbidden = forbidden | (ids == END)
-    log_probs = xp.where(forbidden, minus_inf, log_probs)
+        log_probs[:, :, END] = minus_inf
+    if t == config.max_length:
+        log_probs[:, :, :END] = minus_inf
+        log_probs[:, :, END + 1 :] = minus_inf
+        return
     n = config.block_ngram
     if n and t >= n:
         # Where the last n - 1 words stood before, the word that followed then is forbidden now.
         windows = t - n + 1
-        match = xp.ones(history.shape[:2] + (windows,), dtype=xp.bool, device=array_api_compat.device(history))
+        B, K, _ = history.shape
+        device = array_api_compat.device(history)
+        match = xp.ones((B, K, windows), dtype=xp.bool, device=device)
         for i in range(n - 1):
-            match = match & (history[:, :, i : i + windows] == history[:, :, t - n + 1 + i : t - n + 2 + i])
+            match = match & (history[:, :, i : i + windows] == history[:, :, windows + i, None])
         followers = xp.where(match, history[:, :, n - 1 :], PAD)  # PAD is never said, so forbidding it is free
-        B, K = history.shape[:2]
-        rows = xp.arange(B, device=array_api_compat.device(history))[:, None, None]
-        columns = xp.arange(K, device=array_api_compat.device(history))[None, :, None]
+        rows = xp.arange(B, device=device)[:, None, None]
+        columns = xp.arange(K, device=device)[None, :, None]
         log_probs[rows, columns, followers] = minus_inf
-    return log_probs
 
 
 def _draw(xp: Any, log_probs: Array, top_p: float, draw: Array) -> Array:
     """Inverse-CDF sampling from the smallest set of words whose probability reaches `top_p`; draw in [0, 1)."""
     order = xp.argsort(log_probs, axis=-1, descending=True, stable=True)
-    ranked = xp.exp(xp.take_along_axis(log_probs, order, axis=-1))
+    ranked = xp.take_along_axis(log_probs, order, axis=-1)
+    ranked = xp.exp(ranked - ranked[:, :, :1])  # the first is 1: a low temperature underflows to 0 only the rest
     ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
     cumulative = xp.cumulative_sum(ranked, axis=-1)
     kept = xp.where(cumulative - ranked < top_p, ranked, 0.0)
@@ -214,28 +218,22 @@ def _draw(xp: Any, log_probs: Array, top_p: float, draw: Array) -> Array:
     return xp.take_along_axis(order, xp.minimum(rank, last), axis=-1)[:, :, 0]
 
 
-def _pick(xp: Any, values: Array, index: Array) -> Array:
-    """values (B, K, N), index (B, C) -> (B, C, N): the rows of `values` that `index` names."""
-    wide = xp.broadcast_to(index[:, :, None], index.shape + (values.shape[-1],))
-    return xp.take_along_axis(values, wide, axis=1)
-
-
 def _pad_last(xp: Any, values: Array, length: int, fill: float) -> Array:
     """(B, C, t) -> (B, C, length), filled up with `fill`."""
-    shape = values.shape[:2] + (length - values.shape[-1],)
+    shape = (*values.shape[:2], length - values.shape[-1])
     device = array_api_compat.device(values)
     return xp.concat([values, xp.full(shape, fill, dtype=values.dtype, device=device)], axis=-1)
 
 
-def _top_k(xp: Any, values: Array, k: int) -> tuple[Array, Array]:
+def _top_k(values: Array, k: int) -> tuple[Array, Array]:
     """The k largest of (B, N), best first, and where they stand (the standard has no top-k)."""
     if array_api_compat.is_torch_array(values):
         top = values.topk(k, dim=-1)
         return top.values, top.indices
+    rows = np.arange(len(values))[:, None]
     index = np.argpartition(values, values.shape[-1] - k, axis=-1)[:, values.shape[-1] - k :]
-    part = np.take_along_axis(values, index, axis=-1)
-    order = np.argsort(-part, axis=-1, kind="stable")
-    return np.take_along_axis(part, order, axis=-1), np.take_along_axis(index, order, axis=-1)
+    index = index[rows, np.argsort(-values[rows, index], axis=-1, kind="stable")]
+    return values[rows, index], index
 
 
 def _collect(scores: Array, words: Array, log_probs: Array, count: int) -> list[list[Hypothesis]]:

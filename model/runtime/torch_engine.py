@@ -16,7 +16,8 @@ from model.checkpoint import load_captioner, open_checkpoint
 from model.config import SearchConfig
 from model.decoder import Decoder, Memory
 from model.errors import EngineUnavailable
-from model.runtime.engine import CaptionEngine, Device, Regions
+from model.runtime.cpu import cpu_quota
+from model.runtime.engine import CaptionEngine, Device, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
 from model.search import search as find
 from model.vocabulary import START
@@ -63,24 +64,24 @@ class TorchEngine(CaptionEngine):
 
     name = "torch"
 
-    def __init__(self, folder: Path, device: Device = "auto", threads: int = 0) -> None:
+    def __init__(self, folder: Path, device: Device = "auto", threads: int = 0, precision: Precision = "auto") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise EngineUnavailable("CUDA was asked for, but torch sees no GPU; use --device cpu")
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or cpu_quota())
         torch.set_flush_denormal(True)
         checkpoint = open_checkpoint(folder)
         self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
+        self._bf16 = self.device == "cuda" and precision == "auto"
         self._captioner = load_captioner(folder).to(self.device)
-        self._captioner.encoder.to(memory_format=torch.channels_last)
+        self._captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda")
+        return torch.autocast(self.device, torch.bfloat16, enabled=self._bf16)
 
     def encode(self, pixels: NDArray[np.uint8]) -> TorchRegions:
         with torch.inference_mode(), self._autocast():
-            return TorchRegions(self._captioner.encode(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)))
+            return TorchRegions(self._captioner.encode(torch.tensor(pixels, device=self.device)))
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
