@@ -59,7 +59,10 @@ class Guard:
         """End the child, whatever it is doing."""
         if self._child is not None:
             self._child.kill()
-            self._child.communicate()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                assert pipe is not None
+                pipe.close()
             self._child = None
 
     def _ask(self, data: bytes) -> tuple[int, bytes, int, int, int]:

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.batching import Answer, Batcher
+from app.errors import InferenceFailed, NotReady, Overloaded
+from app.metrics import Metrics
+from model.config import SearchConfig
+from tests.app.fakes import POISON, FakeEngine, describe
+
+BEAM = SearchConfig()
+Colour = tuple[int, int, int]
+
+
+def pixels(colour: Colour) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.broadcast_to(np.asarray(colour, np.uint8), (8, 8, 3))
+
+
+def right(answer: Answer, colour: Colour, search: SearchConfig = BEAM) -> bool:
+    return answer.captions[0].text == describe(np.asarray(colour), 0, search, False).text
+
+
+class Gate:
+    """Stops the engine at a stage until the test lets it go on."""
+
+    def __init__(self, stage: str = "encode") -> None:
+        self.stage = stage
+        self.entered = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, stage: str, size: int) -> None:
+        if stage == self.stage:
+            self.entered.release()
+            assert self.go.acquire(timeout=60)
+
+    async def wait(self) -> None:
+        """Until the engine has arrived."""
+        assert await asyncio.to_thread(self.entered.acquire, timeout=60)
+
+    def open(self, times: int = 10_000) -> None:
+        self.go.release(times)
+
+
+def run(
+    test: Callable[[Batcher], Coroutine[Any, Any, None]], engine: FakeEngine, batch_size: int = 16, queue_size: int = 64
+) -> None:
+    async def main() -> None:
+        batcher = Batcher(engine, Metrics(), batch_size=batch_size, queue_size=queue_size)
+        batcher.start()
+        try:
+            async with asyncio.timeout(120):
+                await test(batcher)
+        finally:
+            if isinstance(engine.on_batch, Gate):
+                engine.on_batch.open()
+            await batcher.stop()
+
+    asyncio.run(main())
+
+
+async def settle(*awaitables: Awaitable[Any]) -> list[asyncio.Future[Any]]:
+    """Start them all, and let each run up to its first wait."""
+    futures = [asyncio.ensure_future(a) for a in awaitables]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return futures
+
+
+def test_an_idle_batcher_does_not_wait_for_company() -> None:
+    engine = FakeEngine()
+
+    async def test(batcher: Batcher) -> None:
+        for colour in ((10, 20, 30), (200, 100, 50)):
+            assert right(await batcher.submit(pixels(colour), BEAM, False), colour)
+        assert engine.batches == [1, 1]
+
+    run(test, engine)
+
+
+def test_what_waits_while_one_batch_runs_is_the_next_batch() -> None:
+    gate = Gate()
+    engine = FakeEngine(gate)
+    colours = [(i * 20, 255 - i * 20, 7) for i in range(9)]
+
+    async def test(batcher: Batcher) -> None:
+        first = await settle(batcher.submit(pixels((1, 1, 1)), BEAM, False))
+        await gate.wait()
+        rest = await settle(*(batcher.submit(pixels(c), BEAM, False) for c in colours))
+        gate.open()
+        answers = await asyncio.gather(*first, *rest)
+        assert engine.batches == [1, 8, 1]  # 8 at most
+        assert all(right(answer, colour) for answer, colour in zip(answers[1:], colours, strict=True))
+        assert all(answer.queue > 0 and answer.encode > 0 and answer.generate > 0 for answer in answers)
+        assert len(engine.threads) == 1
+
+    run(test, engine, batch_size=8)
+
+
+def test_different_wishes_share_the_encoder_but_not_the_search() -> None:
+    gate, seen = Gate(), []
+    engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0])
+    wishes = [SearchConfig(beam_size=1), SearchConfig(beam_size=5), SearchConfig(beam_size=1)]
+
+    async def test(batcher: Batcher) -> None:
+        await settle(batcher.submit(pixels((1, 1, 1)), BEAM, False))
+        await gate.wait()
+        rest = await settle(*(batcher.submit(pixels((i * 70, 0, 0)), w, False) for i, w in enumerate(wishes)))
+        gate.open()
+        answers = await asyncio.gather(*rest)
+        assert all(right(a, (i * 70, 0, 0), w) for i, (a, w) in enumerate(zip(answers, wishes, strict=True)))
+        assert seen[2:] == [("encode", 3), ("generate", 2), ("generate", 1)]  # the cheaper search first
+
+    run(test, engine)
+
+
+def test_explaining_is_a_wish_of_its_own() -> None:
+    async def test(batcher: Batcher) -> None:
+        plain, explained = await asyncio.gather(
+            batcher.submit(pixels((1, 2, 3)), BEAM, False), batcher.submit(pixels((1, 2, 3)), BEAM, True)
+        )
+        assert all(token.explanation is None for token in plain.captions[0].tokens)
+        assert all(token.explanation is not None for token in explained.captions[0].tokens)
+
+    run(test, FakeEngine())
+
+
+@pytest.mark.parametrize("cancelled", [0, 2, 4])
+def test_a_cancelled_picture_never_enters_a_batch(cancelled: int) -> None:
+    gate = Gate()
+    engine = FakeEngine(gate)
+
+    async def test(batcher: Batcher) -> None:
+        await settle(batcher.submit(pixels((1, 1, 1)), BEAM, False))
+        await gate.wait()
+        waiting = await settle(*(batcher.submit(pixels((i, 0, 0)), BEAM, False) for i in range(5)))
+        waiting[cancelled].cancel()
+        await asyncio.sleep(0)
+        gate.open()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [isinstance(a, asyncio.CancelledError) for a in answers] == [i == cancelled for i in range(5)]
+        assert engine.batches == [1, 4]
+
+    run(test, engine)
+
+
+def test_a_caller_gone_after_encoding_is_left_out_of_the_search() -> None:
+    gate, sizes = Gate("generate"), []
+    engine = FakeEngine(lambda stage, size: (sizes.append((stage, size)), gate(stage, size))[0])
+    cheap, dear = SearchConfig(beam_size=1), SearchConfig(beam_size=9)
+
+    async def test(batcher: Batcher) -> None:
+        await settle(batcher.submit(pixels((1, 1, 1)), BEAM, False))
+        await gate.wait()
+        stays, goes = await settle(
+            batcher.submit(pixels((2, 2, 2)), cheap, False), batcher.submit(pixels((3, 3, 3)), dear, False)
+        )
+        gate.open(1)
+        await gate.wait()  # both are encoded, the cheap search runs
+        goes.cancel()
+        await asyncio.sleep(0)
+        gate.open()
+        assert right(await stays, (2, 2, 2), cheap)
+
+    run(test, engine)
+    assert sizes == [("encode", 1), ("generate", 1), ("encode", 2), ("generate", 1)]
+
+
+def test_one_bad_picture_does_not_fail_its_neighbours() -> None:
+    gate = Gate()
+    engine = FakeEngine(gate)
+    colours: list[Colour] = [(10, 0, 0), POISON, (60, 0, 0), (90, 0, 0), POISON]
+
+    async def test(batcher: Batcher) -> None:
+        await settle(batcher.submit(pixels((1, 1, 1)), BEAM, False))
+        await gate.wait()
+        rest = await settle(*(batcher.submit(pixels(c), BEAM, False) for c in colours))
+        gate.open()
+        answers = await asyncio.gather(*rest, return_exceptions=True)
+        for colour, answer in zip(colours, answers, strict=True):
+            if colour == POISON:
+                assert isinstance(answer, InferenceFailed)
+                assert "poisoned" not in answer.detail  # the engine's words go to the log
+            else:
+                assert isinstance(answer, Answer)
+                assert right(answer, colour)
+        assert right(await batcher.submit(pixels((5, 5, 5)), BEAM, False), (5, 5, 5))
+
+    run(test, engine)
+
+
+def test_a_failing_search_is_tried_one_by_one_too() -> None:
+    gate = Gate()
+    failures: list[int] = []
+
+    def on_batch(stage: str, size: int) -> None:
+        gate(stage, size)
+        if stage == "generate" and size > 1:
+            failures.append(size)
+            raise MemoryError
+
+    async def test(batcher: Batcher) -> None:
+        await settle(batcher.submit(pixels((1, 1, 1)), BEAM, False))
+        await gate.wait()
+        rest = await settle(*(batcher.submit(pixels((i * 60, 0, 0)), BEAM, False) for i in range(4)))
+        gate.open()
+        assert all(right(a, (i * 60, 0, 0)) for i, a in enumerate(await asyncio.gather(*rest)))
+
+    run(test, FakeEngine(on_batch))
+    assert failures == [4]
+
+
+def test_an_engine_that_answers_too_little_is_an_error_not_a_crossed_answer() -> None:
+    class Short(FakeEngine):
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            return super().generate(*args, **kwargs)[1:]
+
+    async def test(batcher: Batcher) -> None:
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(pixels((1, 1, 1)), BEAM, False)
+
+    run(test, Short())
+
+
+def test_a_request_of_many_pictures_does_not_hold_up_one_of_one() -> None:
+    gate, order = Gate(), []
+    engine = FakeEngine(gate)
+
+    async def submit(batcher: Batcher, name: str, line: deque[Any] | None) -> None:
+        await batcher.submit(pixels((1, 1, 1)), BEAM, False, line)
+        order.append(name)
+
+    async def test(batcher: Batcher) -> None:
+        line: deque[Any] = deque()
+        many = await settle(*(submit(batcher, "many", line) for _ in range(12)))
+        await gate.wait()
+        one = await settle(submit(batcher, "one", None))
+        gate.open()
+        await asyncio.gather(*many, *one)
+        assert order.index("one") <= 3  # after the two that ran, in the very next batch
+
+    run(test, engine, batch_size=2)
+
+
+def test_overload_is_refused_at_once_and_room_is_given_back() -> None:
+    async def test(batcher: Batcher) -> None:
+        with batcher.admit(3):
+            with batcher.admit(1), pytest.raises(Overloaded) as caught, batcher.admit(1):
+                pass
+            assert caught.value.retry_after is not None
+            assert caught.value.retry_after >= 1
+            with pytest.raises(Overloaded):
+                batcher.check(2)
+            batcher.check(1)
+        batcher.check(4)
+        assert batcher.admitted == 0
+
+    run(test, FakeEngine(), queue_size=4)
+
+
+def test_stopping_answers_everything_accepted_and_refuses_the_rest() -> None:
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        async def accepted(i: int) -> Answer:
+            with batcher.admit():
+                await asyncio.sleep(0)  # decoding, say
+                return await batcher.submit(pixels((i, 0, 0)), BEAM, False)
+
+        work = await settle(*(accepted(i) for i in range(5)))
+        await gate.wait()
+        [stop] = await settle(batcher.stop())
+        assert not stop.done()
+        gate.open()
+        await stop
+        assert all(right(task.result(), (i, 0, 0)) for i, task in enumerate(work))
+        with pytest.raises(NotReady):
+            batcher.check()
+
+    run(test, FakeEngine(gate))
+
+
+def test_answers_never_cross_under_failures_and_cancellations() -> None:
+    rng = random.Random(0)
+    wishes = [BEAM, SearchConfig(beam_size=1), SearchConfig(strategy="sample", seed=3)]
+
+    async def test(batcher: Batcher) -> None:
+        done = {"right": 0, "failed": 0, "cancelled": 0}
+
+        async def client(line: deque[Any]) -> None:
+            for _ in range(25):
+                poison = rng.random() < 0.03
+                colour = POISON if poison else (rng.randrange(240), rng.randrange(256), rng.randrange(240))
+                search = rng.choice(wishes)
+                task = asyncio.ensure_future(batcher.submit(pixels(colour), search, False, line))
+                if rng.random() < 0.1:
+                    await asyncio.sleep(rng.choice((0, 0, 0.001)))
+                    task.cancel()
+                try:
+                    answer = await task
+                except InferenceFailed:
+                    assert poison
+                    done["failed"] += 1
+                except asyncio.CancelledError:
+                    done["cancelled"] += 1
+                else:
+                    assert not poison
+                    assert right(answer, colour, search)
+                    done["right"] += 1
+
+        lines: list[deque[Any]] = [deque() for _ in range(16)]
+        await asyncio.gather(*(client(lines[i // 2]) for i in range(32)))
+        assert sum(done.values()) == 32 * 25
+        assert min(done.values()) > 0
+
+    run(test, FakeEngine())

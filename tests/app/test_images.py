@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import random
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import images
+from app.errors import BrokenImage, ServiceError, TooLarge, UnsupportedMedia
+from app.images import NeedsGuard, Picture
+from tests.app.pictures import CONTENT_TYPES, FORMATS, bombs, encode, many_scans, plain, png, quarters
+
+LIMIT = 50_000_000
+# What lossy codecs may change, in levels; palettes of 256 web colours are coarser.
+TOLERANCE = {"JPEG": 4, "WEBP": 6, "AVIF": 6}
+
+
+@pytest.fixture(autouse=True)
+def pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", LIMIT)
+
+
+def read(data: bytes, max_pixels: int = LIMIT, size: int = 224) -> Picture:
+    return images.read(data, max_pixels, size, guarded=True)
+
+
+def colour(image: Image.Image) -> tuple[float, ...]:
+    return tuple(np.asarray(image, np.float64).reshape(-1, 3).mean(axis=0))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_reads_every_format(format: str) -> None:
+    picture = read(plain((200, 40, 90), format))
+    assert (picture.width, picture.height, picture.format) == (24, 16, format)
+    assert picture.image.mode == "RGB"
+    assert colour(picture.image) == pytest.approx((200, 40, 90), abs=TOLERANCE.get(format, 0))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "format", "expected"),
+    [
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("1", 1, "TIFF", (255, 255, 255)),
+        ("L", 70, "PNG", (70, 70, 70)),
+        ("L", 70, "JPEG", (70, 70, 70)),
+        ("L", 70, "AVIF", (70, 70, 70)),
+        ("L", 70, "BMP", (70, 70, 70)),
+        ("LA", (70, 255), "PNG", (70, 70, 70)),
+        ("LA", (70, 0), "PNG", (255, 255, 255)),
+        ("LA", (70, 0), "TIFF", (255, 255, 255)),
+        ("RGBA", (200, 40, 90, 255), "PNG", (200, 40, 90)),
+        ("RGBA", (200, 40, 90, 0), "PNG", (255, 255, 255)),
+        ("RGBA", (200, 40, 90, 0), "WEBP", (255, 255, 255)),
+        ("RGBA", (200, 40, 90, 0), "AVIF", (255, 255, 255)),
+        ("RGBA", (200, 40, 90, 0), "TIFF", (255, 255, 255)),
+        ("RGBA", (200, 40, 90, 51), "PNG", (244, 212, 222)),
+        ("CMYK", (0, 255, 255, 0), "JPEG", (255, 0, 0)),
+        ("CMYK", (0, 255, 255, 0), "TIFF", (255, 0, 0)),
+        ("YCbCr", (76, 85, 255), "JPEG", (254, 0, 0)),
+        ("I;16", 0x8040, "PNG", (128, 128, 128)),
+        ("I;16", 0x8040, "TIFF", (128, 128, 128)),
+        ("I;16B", 0x8040, "TIFF", (128, 128, 128)),
+        ("I", 0x8040, "TIFF", (128, 128, 128)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, value: object, format: str, expected: tuple[int, int, int]) -> None:
+    picture = read(encode(Image.new(mode, (24, 16), value), format))  # type: ignore[arg-type]
+    assert picture.image.mode == "RGB"
+    assert colour(picture.image) == pytest.approx(expected, abs=max(2, TOLERANCE.get(format, 0)))
+
+
+def test_palette_with_and_without_transparency() -> None:
+    image = quarters().quantize(4)
+    assert colour(read(encode(image, "PNG")).image) == pytest.approx(colour(quarters()), abs=1)
+    red = image.getpixel((0, 0))
+    for format in ("PNG", "GIF"):
+        upright = np.asarray(read(encode(image, format, transparency=red)).image)
+        assert upright[0, 0].tolist() == [255, 255, 255]
+        assert upright[-1, -1].tolist() == [255, 255, 0]
+
+
+def test_16_bit_colour_keeps_its_scale() -> None:
+    row = b"\0" + struct.pack(">HHH", 0x8040, 0x2040, 0xFFFF) * 8
+    assert colour(read(png(8, 8, 16, 2, row * 8)).image) == (128, 32, 255)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.5, 7.25), (0.0, 100_000.0)])
+def test_floats_are_stretched_from_black_to_white(low: float, high: float) -> None:
+    values = np.linspace(low, high, 32 * 8, dtype=np.float32).reshape(8, 32)
+    upright = np.asarray(read(encode(Image.fromarray(values), "TIFF")).image)
+    assert upright[0, 0].tolist() == [0, 0, 0]
+    assert upright[-1, -1].tolist() == [255, 255, 255]
+    assert (np.diff(upright[..., 0].ravel().astype(int)) >= 0).all()
+
+
+def test_floats_that_are_not_numbers_are_read_all_the_same() -> None:
+    values = np.full((8, 8), np.nan, np.float32)
+    values[0, 0], values[0, 1] = np.inf, 1.0
+    assert read(encode(Image.fromarray(values), "TIFF")).image.size == (8, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_undone(format: str, orientation: int) -> None:
+    # What a camera held that way stores: the picture turned by the inverse of what the tag asks for.
+    inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = quarters()
+    for turn in images.TURNS.get(orientation, ()):
+        stored = stored.transpose(inverse.get(orientation, turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if format in ("JPEG", "WEBP") else {}
+    picture = read(encode(stored, format, exif=exif, **options))
+    assert (picture.width, picture.height) == picture.image.size == (48, 32)
+    upright = np.asarray(picture.image, int)
+    for x, y, expected in ((8, 8, "red"), (40, 8, "green"), (8, 24, "blue"), (40, 24, "yellow")):
+        assert np.abs(upright[y, x] - Image.new("RGB", (1, 1), expected).getpixel((0, 0))).max() < 24
+
+
+def test_nonsense_in_the_orientation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    assert read(encode(quarters(), "PNG", exif=exif)).image.size == (48, 32)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
+def test_an_animation_is_its_first_frame(format: str) -> None:
+    frames = [Image.new("RGB", (24, 16), c) for c in ((250, 10, 10), (10, 250, 10), (10, 10, 250))]
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:])
+    with Image.open(__import__("io").BytesIO(data)) as check:
+        assert check.n_frames == 3  # type: ignore[attr-defined]
+    assert colour(read(data).image) == pytest.approx((250, 10, 10), abs=6)
+
+
+def test_a_large_photograph_is_decoded_small_and_looks_the_same() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC)
+    picture = images.read(encode(photo, "JPEG", quality=90), LIMIT, 224)
+    assert (picture.width, picture.height) == (4000, 3000)
+    assert picture.image.size == (1000, 750)  # 1/4: at 1/8 the height would be less than twice 224
+    small, full = (np.asarray(i.resize((224, 224)), np.float64) for i in (picture.image, photo))
+    assert np.abs(small - full).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello, world",
+        b"<!doctype html><title>x</title>",
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"%PDF-1.7\n",
+        b"PK\x03\x04\x14\0\0\0\0\0",
+        b"\x7fELF\x02\x01\x01",
+        b"8BPS\0\x01",
+        b"P6 1 1 255\n\xff\xff\xff",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"\0\0\x01\0\x01\0\x10\x10",
+    ],
+)
+def test_what_is_no_picture_or_of_another_format_is_unsupported(data: bytes) -> None:
+    with pytest.raises(UnsupportedMedia):
+        read(data + bytes(100))
+
+
+def test_nothing_is_broken_not_unsupported() -> None:
+    with pytest.raises(BrokenImage, match="0 bytes"):
+        read(b"")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_prefix_is_refused_or_read(format: str) -> None:
+    data = encode(quarters((16, 12)), format)
+    refused = 0
+    for length in range(len(data)):
+        try:
+            picture = read(data[:length])
+        except (BrokenImage, UnsupportedMedia):
+            refused += 1
+        else:  # some formats end with bytes that hold no pixels
+            assert picture.image.size == (16, 12)
+    assert refused > 0.75 * len(data)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_flipped_bytes_are_refused_or_read(format: str) -> None:
+    rng = random.Random(format)
+    data = encode(quarters((16, 12)), format)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            damaged[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            picture = read(bytes(damaged), max_pixels=1_000_000)
+        except ServiceError as error:
+            assert error.status in (413, 415, 422)
+            refused += 1
+        else:
+            assert picture.image.mode == "RGB"
+            assert picture.image.width * picture.image.height <= 1_000_000
+    assert refused > 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_header_with_too_many_pixels_is_refused(format: str) -> None:
+    with pytest.raises((TooLarge, BrokenImage)) as caught:
+        read(bombs()[format])
+    assert isinstance(caught.value, TooLarge) or format == "AVIF"  # libavif refuses before it tells a size
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_limit_is_exact(format: str) -> None:
+    data = plain((1, 2, 3), format, (20, 10))
+    assert read(data, max_pixels=200).width == 20
+    with pytest.raises(TooLarge, match="20 x 10"):
+        read(data, max_pixels=199)
+
+
+@pytest.mark.parametrize(
+    ("data", "risky"),
+    [
+        (plain((1, 2, 3), "PNG"), False),
+        (plain((1, 2, 3), "JPEG", (4000, 3500)), False),  # decoded at a quarter
+        (plain((1, 2, 3), "PNG", (4000, 3500)), True),
+        (encode(Image.new("L", (4000, 3500)), "JPEG", progressive=True), True),
+        (encode(Image.new("L", (400, 350)), "JPEG", progressive=True), False),
+        (many_scans(64, 100), True),
+        (plain((1, 2, 3), "WEBP"), True),
+        (plain((1, 2, 3), "AVIF"), True),
+        (plain((1, 2, 3), "TIFF"), True),
+    ],
+)
+def test_what_may_cost_much_is_left_to_the_guard(data: bytes, risky: bool) -> None:
+    if risky:
+        with pytest.raises(NeedsGuard):
+            images.read(data, LIMIT, 224)
+    else:
+        assert images.read(data, LIMIT, 224).image.mode == "RGB"
+
+
+def test_content_types_name_every_format() -> None:
+    assert set(CONTENT_TYPES) == set(images.FORMATS)
