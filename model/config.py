@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_type_hints
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from model.errors import ConfigError
 
@@ -66,6 +66,7 @@ class SearchConfig:
         _check(self.block_ngram >= 0, "block_ngram must be 0 or more")
         _check(self.temperature > 0, "temperature must be above 0")
         _check(0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
+        _check(self.seed is None or self.seed >= 0, "seed must be 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +85,42 @@ class ModelConfig:
 T = TypeVar("T")
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Build the config dataclass `cls` from nested mappings; unknown keys raise `ConfigError`."""
-    hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"unknown key {where}{unknown[0]!r}; known keys: {', '.join(sorted(known))}")
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        hint = hints[key]
-        if is_dataclass(hint) and isinstance(value, Mapping):
-            value = from_dict(hint, value, f"{where}{key}.")  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(value)
-        made[key] = value
-    try:
-        return cls(**made)
-    except TypeError as error:
-        raise ConfigError(f"{where or cls.__name__}: {error}") from error
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build the config dataclass `cls` from nested mappings, its defaults for the rest; see `override`."""
+    return override(cls(), values)
 
 
 def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
-    """`config` with the nested `values` put in; unknown keys raise `ConfigError`."""
-    known = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    """`config` with the nested `values` put in; unknown keys and values of a wrong type raise `ConfigError`."""
+    hints = get_type_hints(type(config))
     made: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"unknown key {where}{key!r}; known keys: {', '.join(sorted(known))}")
-        old = getattr(config, key)
+        if key not in hints:
+            raise ConfigError(f"unknown key {where}{key!r}; known keys: {', '.join(sorted(hints))}")
+        old, hint = getattr(config, key), hints[key]
         if is_dataclass(old) and isinstance(value, Mapping):
             value = override(old, value, f"{where}{key}.")
         elif isinstance(value, list):
             value = tuple(value)
+        if not _fits(value, hint):
+            wanted = " or ".join(map(repr, get_args(hint))) if get_origin(hint) is Literal else hint
+            raise ConfigError(f"{where}{key} must be {getattr(wanted, '__name__', wanted)}, not {value!r}")
         made[key] = value
     return replace(config, **made)  # type: ignore[type-var]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON or TOML may stand where `hint` is declared."""
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in arguments
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if arguments:  # int | None
+        return any(_fits(value, argument) for argument in arguments)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _check(condition: bool, message: str) -> None:

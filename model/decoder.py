@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.cells import CELLS, State, summarise
 from model.config import DecoderConfig
+from model.errors import ConfigError
 from model.vocabulary import PAD, START, UNKNOWN
 
 
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         E, H, V = config.embed_size, config.hidden_size, vocabulary_size
         A = H  # attention width
         if A % config.attention_heads:
-            raise ValueError(f"hidden_size {H} is not a multiple of attention_heads {config.attention_heads}")
+            raise ConfigError(f"hidden_size {H} is not a multiple of attention_heads {config.attention_heads}")
         cell = CELLS[config.cell]
         self.embedding = nn.Embedding(V, E, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=E**-0.5)
@@ -144,7 +145,6 @@ class Decoder(nn.Module):
     def _attend(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Scaled dot-product attention (Vaswani et al. 2017) over regions: h (B, Q, H) -> (B, Q, A), (B, Q, L + 1)."""
         B, Q, _ = h.shape
-        heads = self.config.attention_heads
         q = self._split(self.query(h))  # (B, heads, Q, A / heads)
         k, v = self._split(memory.keys), self._split(memory.values)  # (B, heads, L, A / heads)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, L)
@@ -162,13 +162,13 @@ class Decoder(nn.Module):
         return context.transpose(1, 2).reshape(B, Q, -1), attention
 
     def _split(self, x: Tensor) -> Tensor:
-        B, Q, A = x.shape
+        B, Q, _ = x.shape
         return x.view(B, Q, self.config.attention_heads, -1).transpose(1, 2)
 
     def _out(self, h2: Tensor, context: Tensor) -> Tensor:
-        return self.dropout(torch.tanh(self.output(torch.cat([h2, context], -1))))
+        out: Tensor = self.dropout(torch.tanh(self.output(torch.cat([h2, context], -1))))
+        return out
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Outputs (..., E) -> logits (..., V), by the word vectors themselves (Press & Wolf 2017)."""
         return F.linear(outputs, self.embedding.weight, self.output_bias)
-
