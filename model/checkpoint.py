@@ -46,7 +46,9 @@ class Checkpoint:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; copy the whole checkpoint folder, or export it again")
         if digest(path) != self.digests.get(name):
-            raise CheckpointError(f"{path} is damaged or of another checkpoint; copy the whole folder, or export it again")
+            raise CheckpointError(
+                f"{path} is damaged or of another checkpoint; copy the whole folder, or export it again"
+            )
         return path
 
 
