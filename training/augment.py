@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,4 +45,4 @@ def augment(
 def mirrored(caption: str) -> str:
     """A caption of the mirrored picture: "left" and "right" swapped."""
     swap = {"left": "right", "right": "left"}
-    return " ".join(swap.get(word, word) for word in caption.lower().split())
+    return re.sub(r"\b(left|right)\b", lambda found: swap[found[0]], caption.lower())

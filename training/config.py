@@ -36,6 +36,10 @@ class TrainConfig:
     seed: int = 0
     save_every: float = 120.0  # seconds between saves within an epoch
 
+    def __post_init__(self) -> None:
+        if self.objective == "cider" and self.samples < 2:
+            raise ConfigError("train.samples must be at least 2: each sample's baseline is the mean of the others")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -52,7 +56,7 @@ class Recipe:
 
 
 def read_recipe(path: Path, base: Recipe | None = None) -> Recipe:
-    """The recipe in a TOML file; unknown keys and malformed files raise `ConfigError`."""
+    """The recipe in a TOML file; unknown keys, wrong values and malformed files raise `ConfigError`."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

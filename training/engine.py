@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from model.captioner import Captioner
 from model.config import SearchConfig
 from model.decoder import Memory
+from model.encoder import as_regions
 from model.runtime.torch_engine import TorchStepper
 from model.search import search
 from model.vocabulary import END, PAD, START, words_of
@@ -34,12 +36,13 @@ class Batch:
     """B pictures with N captions each.
 
     inputs: what enters the trained encoder stages, (B, ...). words: (B, N, T + 1), start to end, padded.
-    rows: (B,), the pictures' rows in their `Features`.
+    rows: (B,), the pictures' rows in their `Features`. flipped: (B,), which of them are mirrored.
     """
 
     inputs: Tensor
     words: Tensor
     rows: list[int]
+    flipped: list[bool]
 
 
 class CaptionSource:
@@ -60,28 +63,25 @@ class CaptionSource:
     def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`."""
         rng = np.random.default_rng([self.config.seed, epoch])
-        order = self._order(rng)
+        shuffled = self._shuffled(rng)
         views = rng.integers(self.features.data.shape[1], size=len(self.ids))
-        for start in range(skip * self.config.batch_size, len(order), self.config.batch_size):
-            rows = order[start : start + self.config.batch_size].tolist()
-            yield self._batch(rows, views, epoch, device)
+        for rows in shuffled[skip:]:
+            yield self._batch(rows.tolist(), views, epoch, device)
 
-    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _shuffled(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """A shuffle in which pictures with captions of like length stand together: less padding."""
         order = rng.permutation(len(self.ids))
         size = self.config.batch_size
         pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
         order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def _batch(self, rows: list[int], views: NDArray[np.int64], epoch: int, device: torch.device) -> Batch:
         if self.features.data.dtype == np.uint8:  # pixels: augment now
-            made = [
-                augment(self.features.data[r, 0], np.random.default_rng([self.config.seed, epoch, r]), self.augmentation)
-                for r in rows
-            ]
-            inputs = torch.from_numpy(np.stack([np.ascontiguousarray(pixels) for pixels, _ in made])).to(device)
+            seeds = [np.random.default_rng([self.config.seed, epoch, r]) for r in rows]
+            made = [augment(self.features.data[r, 0], s, self.augmentation) for r, s in zip(rows, seeds, strict=True)]
+            inputs = torch.from_numpy(np.stack([pixels for pixels, _ in made])).to(device)
             flipped = [flip for _, flip in made]
         else:
             inputs = self.features.batch(rows, [int(views[r]) for r in rows], device)
@@ -93,7 +93,7 @@ class CaptionSource:
             # As many captions as asked for: all when they are so many, some again when they are fewer.
             order = rng.permutation(len(mine))
             captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
-        return Batch(inputs, padded(captions).to(device), rows)
+        return Batch(inputs, padded(captions).to(device), rows, flipped)
 
 
 def padded(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
@@ -110,9 +110,8 @@ def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memor
     """What the decoder needs, from what left the encoder's first `frozen_stages` stages."""
     if frozen_stages == 0:
         inputs = captioner.normalise(inputs).contiguous(memory_format=torch.channels_last)
-    stages = captioner.encoder.stages[frozen_stages:]
-    x = stages(inputs.float()) if len(stages) else inputs.float()
-    return captioner.decoder.memory(x.flatten(2).transpose(1, 2))
+    x = captioner.encoder.stages[frozen_stages:](inputs.float())
+    return captioner.decoder.memory(as_regions(x))
 
 
 def likelihood_loss(
@@ -160,7 +159,7 @@ def draw(captioner: Captioner, memory: Memory, samples: int, max_words: int) -> 
     """Sample from the model: (B, N, T + 1) word ids, start first, ended by END or cut, padded."""
     stepper = TorchStepper(captioner.decoder, memory)
     log_probs = stepper.step(stepper.start(), None).expand(-1, samples, -1)
-    B, N, V = log_probs.shape
+    B, N, _ = log_probs.shape
     same = torch.arange(N, device=log_probs.device).expand(B, N)
     words = [torch.full((B, N), START, device=log_probs.device)]
     over = torch.zeros((B, N), dtype=torch.bool, device=log_probs.device)
@@ -181,7 +180,7 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self.shadow = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
@@ -220,7 +219,7 @@ def train_one_epoch(
 
     loss_of: (memory, batch) -> loss and a figure to show beside it. learning_rates: one a parameter
     group, for the step at hand. after_step: called with loss, figure and seconds of each step.
-    Raises `TrainingDiverged` at the first loss that is not finite, before it touches the weights.
+    Raises `TrainingDiverged` at the first loss or gradient that is not finite, before it touches the weights.
     """
     captioner.train()
     captioner.encoder.eval()  # batch-norm statistics stay those of ImageNet, whichever stages are trained
@@ -234,12 +233,13 @@ def train_one_epoch(
             memory = memory_of(captioner, batch.inputs, frozen_stages)
             loss, figure = loss_of(memory, batch)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"the loss is {value}; lower train.learning_rate or train.clip, or try train.precision = 'fp32'"
-            )
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
+        norm = float(nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True))
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"the loss is {value}, its gradient's norm {norm}; lower train.learning_rate or train.clip, "
+                "or try train.precision = 'fp32'"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if average:
@@ -291,5 +291,5 @@ def evaluate(
 
 
 def _repeats(words: Sequence[str]) -> bool:
-    bigrams = list(zip(words, words[1:], strict=False))
+    bigrams = list(itertools.pairwise(words))
     return len(set(bigrams)) < len(bigrams)

@@ -33,14 +33,14 @@ _CHUNK = 64  # pictures a forward pass
 class Features:
     """Cached inputs of the trained stages, one row a picture that could be read.
 
-    data: (P, V, ...) float16 activations, or (P, 1, S, S, 3) uint8 pixels. flipped: (P, V) bool.
-    pictures: the P pictures. broken: names of those that could not be decoded.
+    data: (P or more, V, ...) float16 activations, or (P or more, 1, S, S, 3) uint8 pixels. flipped: (P or more, V)
+    bool. pictures: the P pictures. broken: those that could not be decoded.
     """
 
     data: NDArray[Any]
     flipped: NDArray[np.bool_]
     pictures: tuple[Picture, ...]
-    broken: tuple[str, ...]
+    broken: tuple[Picture, ...]
 
     def batch(self, rows: Sequence[int], views: Sequence[int], device: torch.device) -> Tensor:
         """The inputs of some pictures, each in one of its views, (B, ...)."""
@@ -66,11 +66,10 @@ def cached(
     folder = cache / _key(captioner, frozen_stages, pictures, views, augmentation, precision)
     if not (folder / "done.json").is_file():
         _compute(captioner, frozen_stages, pictures, views, augmentation, folder, device, precision)
-    broken: list[str] = json.loads((folder / "done.json").read_text())["broken"]
-    sound = tuple(p for p in pictures if p.name not in set(broken))
-    return Features(
-        np.load(folder / "data.npy", mmap_mode="r"), np.load(folder / "flipped.npy"), sound, tuple(broken)
-    )
+    places = set(json.loads((folder / "done.json").read_text())["broken"])
+    sound = tuple(p for i, p in enumerate(pictures) if i not in places)
+    broken = tuple(p for i, p in enumerate(pictures) if i in places)
+    return Features(np.load(folder / "data.npy", mmap_mode="r"), np.load(folder / "flipped.npy"), sound, broken)
 
 
 def _compute(
@@ -98,20 +97,20 @@ def _compute(
             made.append(augment(pixels, np.random.default_rng(list(digest[:8])), augmentation))
         return made
 
-    data: NDArray[Any] | None = None
+    data: np.memmap[Any, Any] | None = None
     flipped = np.zeros((len(pictures), views), np.bool_)
-    broken: list[str] = []
+    broken: list[int] = []  # places in `pictures`: two sets may share names
     row = 0
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
         for start in tqdm(range(0, len(pictures), _CHUNK), "features", unit="batch", mininterval=5):
             chunk = pictures[start : start + _CHUNK]
             loaded = list(pool.map(load, chunk))
-            broken += [p.name for p, l in zip(chunk, loaded, strict=True) if l is None]
-            sound = [l for l in loaded if l is not None]
+            broken += [start + i for i, made in enumerate(loaded) if made is None]
+            sound = [made for made in loaded if made is not None]
             if not sound:
                 continue
             for view in range(views):
-                pixels = torch.from_numpy(np.stack([np.ascontiguousarray(l[view][0]) for l in sound]))
+                pixels = torch.from_numpy(np.stack([made[view][0] for made in sound]))
                 if frozen_stages:
                     x = captioner.normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
                     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -122,7 +121,7 @@ def _compute(
                     shape = (len(pictures), views, *values.shape[1:])
                     data = np.lib.format.open_memmap(folder / "data.npy", "w+", values.dtype, shape)
                 data[row : row + len(sound), view] = values
-                flipped[row : row + len(sound), view] = [l[view][1] for l in sound]
+                flipped[row : row + len(sound), view] = [made[view][1] for made in sound]
             row += len(sound)
     if data is None:
         raise DataError("not one picture could be decoded")

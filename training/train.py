@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from model.captioner import Captioner
 from model.checkpoint import load_captioner, save_captioner, write_json
 from model.decoder import Memory
 from model.encoder import default_preprocess
-from model.errors import CaptionModelError
+from model.errors import CaptionModelError, ConfigError
 from model.vocabulary import END, Vocabulary
 from training import engine, features
 from training.cider import CiderD
@@ -41,6 +41,8 @@ class Progress:
 
     epoch: int = 0  # epochs finished
     step: int = 0  # steps of the present epoch done
+    loss: float = 0.0  # summed over these steps
+    figure: float = 0.0  # likewise: what is shown beside the loss
     best: float = -1.0  # validation CIDEr, percent
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -57,10 +59,10 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
     torch.set_flush_denormal(True)  # denormal numbers are a hundred times slower on a CPU
     run.mkdir(parents=True, exist_ok=True)
     captioner = _captioner(recipe, data, init).to(device)
-    captioner.encoder.to(memory_format=torch.channels_last)
+    captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = len(captioner.encoder.stages) - recipe.train_stages
-    if frozen < 0:
-        raise DataError(f"train_stages is {recipe.train_stages}, the encoder has {len(captioner.encoder.stages)}")
+    if not 0 <= frozen <= len(captioner.encoder.stages):
+        raise ConfigError(f"train_stages is {recipe.train_stages}, the encoder has {len(captioner.encoder.stages)}")
 
     def cached(split: str, views: int) -> features.Features:
         pictures = data.split(split)
@@ -88,12 +90,14 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
     if config.objective == "cider":
         # Dropout off: what is scored must be what is learnt from. It stays in training mode for cuDNN.
         captioner.decoder.dropout.p = 0.0
-        ids = [[[*caption, END] for caption in mine] for mine in source.ids]
-        reward = CiderD(ids)  # document frequencies: of the training pictures only
+        # Mirrored pictures have references of their own, in the second half.
+        ids = [[[*caption, END] for caption in mine] for mine in (*source.ids, *source.mirrored_ids)]
+        reward = CiderD(ids, ids[: len(source.ids)])  # document frequencies: of the training pictures only
 
     def loss_of(memory: Memory, batch: engine.Batch) -> tuple[Tensor, float]:
         if config.objective == "cider":
-            return engine.cider_loss(captioner, memory, batch.rows, reward, config.samples, config.max_words)
+            pictures = [row + len(source.ids) * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
+            return engine.cider_loss(captioner, memory, pictures, reward, config.samples, config.max_words)
         share = config.scheduled_sampling * progress.epoch / max(config.epochs - 1, 1)
         loss = engine.likelihood_loss(captioner, memory, batch.words, config.label_smoothing, share)
         return loss, math.exp(min(float(loss.detach()), 20))
@@ -107,14 +111,14 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
     while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
         bar = tqdm(total=len(source), initial=progress.step, desc=f"epoch {progress.epoch + 1}/{config.epochs}",
                    mininterval=2 if sys.stderr.isatty() else 20, unit="step")  # fmt: skip
-        total, count, figures = 0.0, 0, 0.0
 
-        def after_step(loss: float, figure: float, seconds: float) -> None:
-            nonlocal total, count, figures, saved
+        def after_step(loss: float, figure: float, seconds: float, bar: tqdm[NoReturn] = bar) -> None:
+            nonlocal saved
             progress.step += 1
-            total, count, figures = total + loss, count + 1, figures + figure
+            progress.loss, progress.figure = progress.loss + loss, progress.figure + figure
             bar.update()
-            bar.set_postfix(loss=f"{total / count:.4f}", figure=f"{figures / count:.3f}", refresh=False)
+            means = {"loss": progress.loss / progress.step, "figure": progress.figure / progress.step}
+            bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()}, refresh=False)
             if time.monotonic() - saved > config.save_every:
                 _save(state, captioner, optimizer, average, progress, recipe)
                 saved = time.monotonic()
@@ -128,12 +132,13 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
             average.swap()
         result = engine.evaluate(captioner, val_set, frozen, captioner.config.search, config)
         cider = next(iter(result.cider.values()))  # the first data set named decides
-        progress.epoch, progress.step = progress.epoch + 1, 0
         figures_now = {
-            "epoch": progress.epoch, "train_loss": total / max(count, 1), "figure": figures / max(count, 1),
+            "epoch": progress.epoch + 1,
+            "train_loss": progress.loss / progress.step, "figure": progress.figure / progress.step,
             "val_loss": result.loss, "val_cider": result.cider, "val_repeated": result.repeated,
             "distinct": len({" ".join(words) for words in result.captions}),
         }  # fmt: skip
+        progress.epoch, progress.step, progress.loss, progress.figure = progress.epoch + 1, 0, 0.0, 0.0
         progress.history.append(figures_now)
         log.info("%s", json.dumps(figures_now))
         for key in ("train_loss", "figure", "val_loss", "distinct"):
@@ -157,8 +162,11 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
     if init is not None:
         captioner = load_captioner(init)
         # Sizes come with the weights; what the recipe may still choose is dropout and the search.
-        captioner.config = replace(captioner.config, name=recipe.model.name, search=recipe.model.search)
-        captioner.decoder.dropout.p = recipe.model.decoder.dropout
+        model = recipe.model
+        captioner.config = replace(
+            captioner.config, name=model.name, version=model.version, search=model.search, temperature=model.temperature
+        )
+        captioner.decoder.dropout.p = model.decoder.dropout
         return captioner
     vocabulary = Vocabulary.build((c for p in data.split("train") for c in p.captions), recipe.min_count)
     weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
@@ -170,7 +178,7 @@ def _parameter_groups(captioner: Captioner, frozen: int, config: TrainConfig) ->
     """Decoder, then the trained encoder stages, last first and ever slower; vectors without weight decay."""
     captioner.requires_grad_(False)
     parts: list[tuple[torch.nn.Module, float]] = [(captioner.decoder, config.learning_rate)]
-    for depth, stage in enumerate(reversed(captioner.encoder.stages[frozen:])):
+    for depth, stage in enumerate(reversed(list(captioner.encoder.stages.children())[frozen:])):
         parts.append((stage, config.encoder_learning_rate * config.encoder_decay**depth))
     groups: list[dict[str, Any]] = []
     for module, peak in parts:
@@ -223,7 +231,10 @@ def _restore(
     content = torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values: no code runs
     if content["recipe"] != json.dumps(asdict(recipe), sort_keys=True):
         raise DataError(f"{path.parent} holds a run of another recipe; take another --run folder or remove it")
-    captioner.load_state_dict(content["model"])
+    try:
+        captioner.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise DataError(f"{path.parent} holds a run on other data; take another --run folder or remove it") from error
     optimizer.load_state_dict(content["optimizer"])
     if average and content["average"]:
         average.steps = content["average"]["steps"]
