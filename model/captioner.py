@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -44,8 +45,6 @@ class Captioner(nn.Module):
 
 def _grid(encoder: encoders.Encoder, size: int) -> tuple[int, int]:
     """Rows and columns of the feature grid for pictures of `size` pixels (run on the meta device: no work)."""
-    import copy
-
     with torch.no_grad():
         shape = copy.deepcopy(encoder.stages).to("meta").eval()(torch.empty(1, 3, size, size, device="meta")).shape
     return int(shape[-2]), int(shape[-1])

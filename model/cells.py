@@ -190,9 +190,6 @@ SIGMOID_GATES = frozenset({"forget", "input", "output", "reset", "update"})
 def summarise(gates: dict[str, Tensor]) -> Tensor:
     """Gates (B, H) each -> (B, len(gates)): means of the sigmoids, root mean squares of the rest."""
     return torch.stack(
-        [
-            value.mean(-1) if name in SIGMOID_GATES else value.square().mean(-1).sqrt()
-            for name, value in gates.items()
-        ],
+        [value.mean(-1) if name in SIGMOID_GATES else value.square().mean(-1).sqrt() for name, value in gates.items()],
         -1,
     )
