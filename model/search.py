@@ -83,6 +83,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     done_scores = xp.full((B, K), minus_inf, dtype=log_probs.dtype, device=device)
     done_words = xp.full((B, K, T), PAD, dtype=xp.int64, device=device)
     done_lp = xp.zeros((B, K, T), dtype=log_probs.dtype, device=device)
+    finished = xp.zeros((B,), dtype=xp.bool, device=device)
 
     for t in range(T):
         _restrict(xp, log_probs, history, t, config)
@@ -110,8 +111,11 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
         if t == T - 1:
             break
         scores, best = _top_k(xp.where(ended, minus_inf, top), min(K, top.shape[-1]))
-        if bool(xp.all(scores[:, 0] / length < done_scores[:, -1])):
+        finished = finished | (scores[:, 0] / length < done_scores[:, -1])
+        if bool(xp.all(finished)):
             break
+        # A finished picture finds nothing more while others go on: a batch gives what each alone gives.
+        scores = xp.where(finished[:, None], minus_inf, scores)
         history, history_lp = cand_words[rows, best], cand_lp[rows, best]
         log_probs = stepper.step(history[:, :, -1], parent[rows, best])
 

@@ -129,7 +129,9 @@ def _convert(module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[st
     return graph
 
 
-def _check(path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str], tolerance: float) -> None:
+def _check(
+    path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str], tolerance: float
+) -> None:
     """Compare the written graph with torch, with other batch sizes and beams than it was traced with."""
     core = ov.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -146,7 +148,7 @@ def _check(path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: 
                 raise ExportError(f"{path.stem}: output {name} forbids other words than torch's; nothing was written")
             error = _rms(results[name][possible] - value[possible]) / max(_rms(value[possible]), 1e-6)
             log.info("%s, batch %d, %s: relative error %.5f", path.stem, rows, name, error)
-            if not error <= TOLERANCE:  # also where it is not a number
+            if not error <= tolerance:  # also where it is not a number
                 raise ExportError(f"{path.stem}: output {name} is off torch's by {error:.1%}; nothing was written")
 
 
