@@ -19,6 +19,6 @@ export const s = build(SVG);
 export const m = build(MATHML);
 
 export const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : `${Math.round(100 * p)}%`);
-export const number = (x) => (Math.abs(x) < 0.995 ? x.toFixed(2) : x.toPrecision(3)).replace("-", "−");
+export const number = (x) => x.toFixed(Math.abs(x) < 9.995 ? 2 : 1).replace("-", "−");
 export const spoken = (token) => (token.text === "." ? "end of the caption" : token.text);
 export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
