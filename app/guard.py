@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict
 from typing import IO
 
-from PIL import AvifImagePlugin, Image
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
 from app import images
 from app.errors import BrokenImage, ServiceError, TooLarge, UnsupportedMedia
@@ -127,7 +127,7 @@ def _child(arguments: str) -> None:
     given = json.loads(arguments)
     preprocess = from_dict(PreprocessConfig, given["preprocess"])
     images.limit_pixels(given["max_pixels"])
-    Image.init()  # import every decoder before files are forbidden
+    Image.preinit()  # like the imports above: every decoder there is use for, before files are forbidden
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     resource.setrlimit(resource.RLIMIT_AS, (given["memory"] * MEGABYTE,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -55,7 +56,7 @@ def test_a_picture_that_takes_too_long_is_ended_and_the_next_one_is_read() -> No
         first = guard._child
         guard.seconds = 0.5
         with pytest.raises(BrokenImage, match="time or memory"):
-            guard.read(many_scans(4000, 20_000))  # minutes
+            guard.read(many_scans(2000, 50_000))  # minutes
         assert first is not None
         assert first.poll() is not None
         guard.seconds = 60
@@ -66,7 +67,7 @@ def test_a_picture_that_takes_too_long_is_ended_and_the_next_one_is_read() -> No
 
 def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_one_is_read() -> None:
     guard = Guard(PREPROCESS, max_pixels=50_000_000, seconds=60, memory_mb=256)
-    lossless = encode(Image.new("RGBA", (7000, 7000)), "WEBP", lossless=True, quality=0, method=0)
+    lossless = encode(Image.new("RGBA", (5000, 5000)), "WEBP", lossless=True, quality=0, method=0)
     try:
         assert len(lossless) < 100
         with pytest.raises((BrokenImage, TooLarge)):
@@ -77,16 +78,14 @@ def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_one_is_rea
 
 
 def test_a_lying_header_cannot_take_more_memory_than_allowed(guard: Guard) -> None:
-    # 1 x 1 pixels by its container, 7000 x 7000 by the video frame inside: libavif decodes all of it.
-    data = encode(Image.new("RGB", (7000, 7000)), "AVIF")
+    # 1 x 1 pixels by its container, 3000 x 3000 by the video frame inside: libavif decodes all of it.
+    data = encode(Image.new("RGB", (3000, 3000)), "AVIF")
     at = data.index(b"ispe") + 8
     data = data[:at] + b"\0\0\0\1\0\0\0\1" + data[at + 8 :]
     with pytest.raises(images.NeedsGuard):
         images.read(data, 50_000_000, PREPROCESS.size)
-    try:
+    with contextlib.suppress(BrokenImage):  # a libavif that notices
         assert guard.read(data).width == 1
-    except BrokenImage:
-        pass  # a libavif that notices
     assert guard._child is not None
     status = Path(f"/proc/{guard._child.pid}/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmPeak"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import random
 import struct
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from app import images
-from app.errors import BrokenImage, ServiceError, TooLarge, UnsupportedMedia
+from app.errors import BrokenImage, TooLarge, UnsupportedMedia
 from app.images import NeedsGuard, Picture
 from tests.app.pictures import CONTENT_TYPES, FORMATS, bombs, encode, many_scans, plain, png, quarters
 
@@ -129,7 +130,7 @@ def test_nonsense_in_the_orientation_is_ignored() -> None:
 def test_an_animation_is_its_first_frame(format: str) -> None:
     frames = [Image.new("RGB", (24, 16), c) for c in ((250, 10, 10), (10, 250, 10), (10, 10, 250))]
     data = encode(frames[0], format, save_all=True, append_images=frames[1:])
-    with Image.open(__import__("io").BytesIO(data)) as check:
+    with Image.open(io.BytesIO(data)) as check:
         assert check.n_frames == 3  # type: ignore[attr-defined]
     assert colour(read(data).image) == pytest.approx((250, 10, 10), abs=6)
 
@@ -194,8 +195,7 @@ def test_flipped_bytes_are_refused_or_read(format: str) -> None:
             damaged[rng.randrange(len(data))] = rng.randrange(256)
         try:
             picture = read(bytes(damaged), max_pixels=1_000_000)
-        except ServiceError as error:
-            assert error.status in (413, 415, 422)
+        except (BrokenImage, TooLarge, UnsupportedMedia):
             refused += 1
         else:
             assert picture.image.mode == "RGB"

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.fakes import FakeEngine
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(
+        max_upload_mb=1, max_batch_mb=2, upload_memory_mb=8, max_images=4, queue_size=8, max_pixels=1_000_000
+    )
+
+
+@pytest.fixture
+def client(settings: Settings, engine: FakeEngine) -> Iterator[TestClient]:
+    with TestClient(create_app(settings, engine)) as client:
+        yield client
