@@ -61,9 +61,10 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     """The best captions found with `beam_size` live hypotheses a picture (1 is greedy search).
 
     Ranked by log-probability / tokens ** length_penalty (Wu et al. 2016, with a plain power), the end
-    counted as a token. A picture is finished when `beam_size` captions have ended and no live
-    hypothesis scores better than the worst of them. At `max_length` words only the end may follow,
-    at its true probability, so every caption is a whole sequence of the model.
+    counted as a token. A picture is finished when `num_captions` captions have ended and no live
+    hypothesis scores better now than the worst of them: without a length penalty none could later.
+    At `max_length` words only the end may follow, at its true probability, so every caption is a
+    whole sequence of the model.
     """
     K = max(config.beam_size, config.num_captions)
     words = stepper.start()
@@ -111,7 +112,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
         if t == T - 1:
             break
         scores, best = _top_k(xp.where(ended, minus_inf, top), min(K, top.shape[-1]))
-        finished = finished | (scores[:, 0] / length < done_scores[:, -1])
+        finished = finished | (scores[:, 0] / length < done_scores[:, config.num_captions - 1])
         if bool(xp.all(finished)):
             break
         # A finished picture finds nothing more while others go on: a batch gives what each alone gives.
