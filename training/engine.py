@@ -222,7 +222,9 @@ def train_one_epoch(
     Raises `TrainingDiverged` at the first loss or gradient that is not finite, before it touches the weights.
     """
     captioner.train()
-    captioner.encoder.eval()  # batch-norm statistics stay those of ImageNet, whichever stages are trained
+    captioner.encoder.eval()  # batch-norm statistics stay those of ImageNet, even of stages that are trained
+    if config.batch_norm == "learnt":
+        captioner.encoder.stages[frozen_stages:].train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     for batch in batches:

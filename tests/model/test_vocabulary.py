@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import CheckpointError
+from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, sentence, words_of
+
+words = st.text("abcdefgé", min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog runs .", ["a", "dog", "runs"]),
+        ("Two T-shirts, the man's!", ["two", "t-shirts", "the", "man's"]),
+        ("the man’s hat", ["the", "man's", "hat"]),
+        ("  tabs\tand\nlines ", ["tabs", "and", "lines"]),
+        ("Ein Mädchen läuft", ["ein", "mädchen", "läuft"]),
+        ("under_score -dash- 'quoted'", ["under", "score", "dash", "quoted"]),
+        ("<start> <pad>", ["start", "pad"]),
+        ("...", []),
+    ],
+)
+def test_words_are_lower_case_without_punctuation(text: str, expected: list[str]) -> None:
+    assert words_of(text) == expected
+
+
+@given(st.lists(words, max_size=8))
+def test_words_survive_being_joined(some: list[str]) -> None:
+    assert words_of(" ".join(some)) == some
+
+
+def test_built_from_frequent_words_most_frequent_first() -> None:
+    vocabulary = Vocabulary.build(["a dog a cat", "a dog", "a zebra", "bird, cat"], min_count=2)
+    assert vocabulary.words == (*SPECIAL, "a", "cat", "dog")  # cat and dog tie: by the alphabet
+    assert len(Vocabulary.build(["a b", "a"], min_count=1)) == len(SPECIAL) + 2
+
+
+@given(st.lists(words, unique=True, min_size=1, max_size=20), st.data())
+def test_known_words_come_back(known: list[str], data: st.DataObject) -> None:
+    vocabulary = Vocabulary((*SPECIAL, *known))
+    said = data.draw(st.lists(st.sampled_from(known), max_size=10))
+    ids = vocabulary.encode(" ".join(said))
+    assert vocabulary.decode([START, *ids, END, PAD, PAD]) == said
+    assert all(0 <= i < len(vocabulary) for i in ids)
+
+
+def test_unknown_words_have_an_id_and_are_never_said() -> None:
+    vocabulary = Vocabulary((*SPECIAL, "a", "dog"))
+    assert vocabulary.encode("A purple dog") == [4, UNKNOWN, 5]
+    assert vocabulary.decode([4, UNKNOWN, 5]) == ["a", "dog"]
+    assert [vocabulary.words[i] for i in (PAD, START, END, UNKNOWN)] == list(SPECIAL)
+
+
+@pytest.mark.parametrize("damaged", [(), ("a",), (*SPECIAL[:3], "a"), (*SPECIAL, "a", "b", "a"), (*SPECIAL, "<end>")])
+def test_a_damaged_vocabulary_is_refused(damaged: tuple[str, ...]) -> None:
+    with pytest.raises(CheckpointError, match="vocabulary is damaged"):
+        Vocabulary(damaged)
+
+
+@given(st.lists(words, unique=True, min_size=2, max_size=6), st.data())
+def test_the_fingerprint_tells_vocabularies_apart(known: list[str], data: st.DataObject) -> None:
+    mine = Vocabulary((*SPECIAL, *known)).fingerprint()
+    assert mine == Vocabulary([*SPECIAL, *known]).fingerprint()
+    other = data.draw(st.permutations(known).filter(lambda order: order != known))
+    assert mine != Vocabulary((*SPECIAL, *other)).fingerprint()
+    assert mine != Vocabulary((*SPECIAL, *known[:-1])).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(["a", "dog", "runs"], "A dog runs."), (["t-shirt"], "T-shirt."), (["éclairs"], "Éclairs."), ([], "")],
+)
+def test_a_sentence_starts_with_a_capital_and_ends_with_a_stop(said: list[str], expected: str) -> None:
+    assert sentence(said) == expected
