@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from model.captioner import Captioner
 from model.checkpoint import load_captioner, save_captioner, write_json
+from model.config import from_dict
 from model.decoder import Memory
 from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
@@ -212,7 +213,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "average": {"shadow": average.shadow, "steps": average.steps} if average else None,
         "progress": asdict(progress),
-        "recipe": json.dumps(asdict(recipe), sort_keys=True),
+        "recipe": json.dumps(asdict(recipe)),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
@@ -229,7 +230,7 @@ def _restore(
     recipe: Recipe,
 ) -> Progress:
     content = torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values: no code runs
-    if content["recipe"] != json.dumps(asdict(recipe), sort_keys=True):
+    if from_dict(Recipe, json.loads(content["recipe"])) != recipe:
         raise DataError(f"{path.parent} holds a run of another recipe; take another --run folder or remove it")
     try:
         captioner.load_state_dict(content["model"])
