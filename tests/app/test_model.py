@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from app.settings import Settings
+from tests.app.fakes import FakeEngine
+
+
+def test_model_says_what_is_served(client: TestClient, engine: FakeEngine, settings: Settings) -> None:
+    answer = client.get("/model").json()
+    assert (answer["name"], answer["version"], answer["engine"], answer["device"]) == ("fake", "1", "fake", "cpu")
+    assert answer["search"] == asdict(engine.config.search)
+    assert answer["card"] == engine.card
+    assert answer["limits"] == {
+        "max_upload_bytes": 1_000_000,
+        "max_batch_bytes": 2_000_000,
+        "max_images": settings.max_images,
+        "max_pixels": settings.max_pixels,
+    }
+
+
+def test_metrics_are_prometheus_text(client: TestClient) -> None:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    [info] = families["caption_model_info"].samples
+    assert info.labels == {"name": "fake", "version": "1", "engine": "fake", "device": "cpu"}
+    assert info.value == 1

@@ -1,0 +1,57 @@
+"""The OpenAPI document against the service: no status it does not list, no body it does not describe, no 5xx."""
+
+from __future__ import annotations
+
+import schemathesis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    positive_data_acceptance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from app.errors import ClientGone, ServiceError, problem
+from app.main import create_app
+from app.settings import Settings
+from tests.app.fakes import FakeEngine
+from tests.app.pictures import FORMATS, plain
+
+app = create_app(Settings(max_pixels=1_000_000, decode_seconds=60), FakeEngine())
+schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+schemathesis.openapi.media_type("image/*", st.sampled_from([plain((9, 99, 200), format) for format in FORMATS]))
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_service_keeps_to_its_document(case: schemathesis.Case) -> None:
+    # Random bytes are valid by the schema, but no picture: 415 is right for them.
+    case.call_and_validate(checks=CHECKS, excluded_checks=[positive_data_acceptance])
+
+
+def test_every_status_of_the_service_is_documented() -> None:
+    paths = app.openapi()["paths"]
+    ours = {str(error.status) for error in ServiceError.__subclasses__() if error is not ClientGone}
+    for path in ("/caption", "/captions"):
+        documented = paths[path]["post"]["responses"]
+        assert set(documented) == ours | {"200", "500"}
+        for status in ours:
+            [(content_type, content)] = documented[status]["content"].items()
+            assert content_type == "application/problem+json"
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+    assert set(app.openapi()["components"]["schemas"]["Problem"]["required"]) == set(problem(404, "x", "y", "z"))
