@@ -45,8 +45,8 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
   const play = h("button", { type: "button", class: "quiet", click: () => (playing ? stop() : start()) }, "▶ Play word by word");
 
   const charts = h("div", {});
-  const gates = tokens[0].gates ? h("section", { class: "memory", "aria-labelledby": "memory-title" },
-    h("h3", { id: "memory-title" }, "Its memory, word by word"),
+  const gates = tokens[0].gates ? h("section", { class: "memory", "aria-label": "Its memory, word by word" },
+    h("h3", {}, "Its memory, word by word"),
     h("p", { class: "lead" }, "A recurrent network remembers what it has said. Its gates decide, before each word, what to keep, what to add and what to show.",
       walk ? [" ", h("a", { href: walk, class: "walk" }, "Walk through the four steps with these numbers")] : null),
     charts) : null;
