@@ -89,8 +89,6 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
         write_json(run / "recipe.json", asdict(recipe))
 
     if config.objective == "cider":
-        # Dropout off: what is scored must be what is learnt from. It stays in training mode for cuDNN.
-        captioner.decoder.dropout.p = 0.0
         # Mirrored pictures have references of their own, in the second half.
         ids = [[[*caption, END] for caption in mine] for mine in (*source.ids, *source.mirrored_ids)]
         reward = CiderD(ids, ids[: len(source.ids)])  # document frequencies: of the training pictures only
