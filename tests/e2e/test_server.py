@@ -1,0 +1,232 @@
+"""app/server.py, on live servers around the fake engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+
+from tests.app.pictures import plain
+from tests.e2e.conftest import Server, Start
+
+GREEN = plain((16, 200, 40))
+TIMEOUT = httpx.Timeout(60)
+
+
+def post(server: Server, data: bytes = GREEN) -> httpx.Response:
+    return httpx.post(f"{server.url}/caption", content=data, headers={"content-type": "image/png"}, timeout=TIMEOUT)
+
+
+def request(data: bytes, path: str = "/caption", method: str = "POST", extra: str = "") -> bytes:
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
+    )
+    return head.encode() + data
+
+
+def read_all(connection: socket.socket) -> bytes:
+    connection.settimeout(60)
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            answer += chunk
+    return answer
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port))
+
+
+def until(condition: object, seconds: float = 60) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def test_it_says_where_it_is_and_what_to_try(start: Start) -> None:
+    server = start()
+    assert [line.split()[0] for line in server.banner] == ["Page", "API", "Try"]
+    assert httpx.get(server.banner[1].split()[-1]).status_code == 200
+    assert re.search(r"curl -F image=@\S+ http://127.0.0.1:\d+/caption$", server.banner[2].strip())
+    assert post(server).status_code == 200
+    assert server.terminate() == 0
+    until(lambda: len(server.lines) >= 2)
+    assert [(line["path"], line["status"]) for line in server.logs()] == [("/docs", 200), ("/caption", 200)]
+
+
+def test_sigterm_unready_first_then_drained_then_exit_0(start: Start) -> None:
+    server = start(fake_seconds=2, drain_delay=1.5)
+    with ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(post, server) for _ in range(3)]
+        until(lambda: "caption_admitted_pictures 3.0" in httpx.get(f"{server.url}/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/health/ready").status_code == 503)
+        late = pool.submit(post, server)  # still accepted: whoever sends has not noticed yet
+        assert [answer.result().status_code for answer in (*accepted, late)] == [200] * 4
+    assert server.process.wait(timeout=60) == 0
+    with pytest.raises(ConnectionRefusedError):
+        connect(server)
+
+
+def test_ctrl_c_ends_it_too(start: Start) -> None:
+    server = start()
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(timeout=60) == 0
+
+
+def test_work_that_outlives_the_grace_time_is_cut_off(start: Start) -> None:
+    server = start(fake_seconds=30, drain_delay=0, grace=1)
+    with connect(server) as connection:
+        connection.sendall(request(GREEN))
+        until(lambda: "caption_admitted_pictures 1.0" in httpx.get(f"{server.url}/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        assert b" 200 " not in read_all(connection)
+
+
+def test_killing_one_of_two_workers(start: Start) -> None:
+    server = start(workers=2, fake_seconds=0.02)
+    parent = psutil.Process(server.process.pid)
+
+    def workers() -> set[int]:
+        return {c.pid for c in parent.children() if "spawn_main" in " ".join(c.cmdline())}
+
+    until(lambda: len(workers()) == 2)
+    until(lambda: _answers(server))
+    before, stop = workers(), threading.Event()
+    outcomes: list[list[bool]] = [[] for _ in range(4)]
+
+    def client(mine: list[bool]) -> None:
+        while not stop.is_set():
+            try:
+                mine.append(post(server).status_code == 200)
+            except httpx.TransportError:
+                mine.append(False)
+
+    with ThreadPoolExecutor(4) as pool:
+        for mine in outcomes:
+            pool.submit(client, mine)
+        until(lambda: all(len(mine) > 3 for mine in outcomes))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len(workers()) == 2 and workers() != before)
+        counts = [len(mine) for mine in outcomes]
+        until(lambda: all(len(mine) > count + 3 for mine, count in zip(outcomes, counts, strict=True)))
+        stop.set()
+    # A client loses at most what it had with the dead worker: one request, and one connection in its queue.
+    assert all(mine.count(False) <= 2 for mine in outcomes)
+    assert all(mine[-1] for mine in outcomes)
+    assert max(before) in workers()
+    assert server.terminate() == 0
+    assert not psutil.pid_exists(max(before))
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return post(server).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_slow_header_is_timed_out(start: Start) -> None:
+    server = start(header_timeout=0.5)
+    for beginning in (b"", b"POST /capt", b"\r\n", request(b"", "/health/live", "GET") + b"GET /hea"):
+        with connect(server) as connection:
+            connection.sendall(beginning)
+            answer = read_all(connection)  # ends, because the server closes
+            assert b"408 Request Timeout" in answer or beginning.startswith(b"POST /caption HTTP") or b" 200 " in answer
+
+
+def test_headers_without_end_are_refused(start: Start) -> None:
+    server = start()
+    with connect(server) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+            for _ in range(100):
+                connection.sendall(b"a" * 10_000)
+        assert b"431 " in read_all(connection)
+    assert post(server).status_code == 200
+
+
+def test_a_slow_body_is_timed_out(start: Start) -> None:
+    server = start(body_timeout=0.5)
+    with connect(server) as connection:
+        connection.sendall(request(GREEN)[:-20])
+        answer = b""
+        while b"body_timeout" not in answer:
+            chunk = connection.recv(65536)
+            assert chunk
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_60_mb_are_refused_and_the_client_learns_why(start: Start, chunked: bool) -> None:
+    server = start()
+    sent = 0
+
+    def pieces() -> object:
+        nonlocal sent
+        for _ in range(600):
+            sent += 100_000
+            yield bytes(100_000)
+
+    headers = {"content-type": "image/png"} | ({} if chunked else {"content-length": "60000000"})
+    answer = httpx.post(f"{server.url}/caption", content=pieces(), headers=headers, timeout=TIMEOUT)  # type: ignore[arg-type]
+    assert answer.status_code == 413
+    assert answer.json()["code"] == "too_large"
+    assert answer.headers["connection"] == "close"
+    assert sent < 60_000_000
+    assert post(server).status_code == 200
+
+
+def test_expect_100_continue_is_refused_before_the_body(start: Start) -> None:
+    server = start()
+    with connect(server) as connection:
+        connection.sendall(request(b"", extra="Expect: 100-continue\r\n").replace(b"Length: 0", b"Length: 60000000"))
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in answer
+
+
+def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
+    server = start()
+    colours = [(16, 200, 40), (200, 16, 40), (40, 16, 200)]
+    alone = [post(server, plain(colour)).json()["caption"] for colour in colours]
+    with connect(server) as connection:
+        connection.sendall(b"".join(request(plain(colour)) for colour in colours[:-1]))
+        connection.sendall(request(plain(colours[-1]), extra="Connection: close\r\n"))
+        answer = read_all(connection).decode()
+    assert re.findall(r'\{"caption":"([^"]+)"', answer) == alone
+
+
+def test_connections_are_bounded(start: Start) -> None:
+    server = start(max_connections=3)
+    held = [connect(server) for _ in range(3)]
+    with connect(server) as fourth:
+        answer = read_all(fourth)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After" in answer
+    for connection in held:
+        connection.close()
+    until(lambda: _answers(server))
+
+
+def test_garbage_and_hang_ups_leave_it_well(start: Start) -> None:
+    server = start()
+    for i in range(30):
+        with connect(server) as connection:
+            connection.sendall((b"\x16\x03\x01" + bytes(range(256)), request(GREEN)[: 60 + i], request(GREEN))[i % 3])
+    assert post(server).status_code == 200
+    until(lambda: "caption_admitted_pictures 0.0" in httpx.get(f"{server.url}/metrics").text)
+    assert server.terminate() == 0
+    assert not [line for line in server.logs() if line["level"] in ("error", "critical")]
