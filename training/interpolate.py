@@ -1,0 +1,101 @@
+"""Between two checkpoints: `python -m training.interpolate A B --data SET... --run RUN`.
+
+Weights part of the way from A to B, where B was trained on from A, are often better than both: they
+keep what B learnt and lose some of what it learnt by heart (Wortsman et al. 2022, arXiv:2109.01903).
+The share is chosen on validation pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.captioner import Captioner
+from model.checkpoint import load_captioner, save_captioner, write_json
+from model.errors import CaptionModelError, CheckpointError
+from training import engine, features
+from training.augment import AugmentConfig
+from training.config import TrainConfig
+from training.data import CaptionData, DataError, read
+
+log = logging.getLogger("training.interpolate")
+
+SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+
+
+def between(a: Captioner, b: Captioner, share: float) -> Captioner:
+    """A captioner with `share` of b's weights and the rest of a's; both must be of one shape and vocabulary."""
+    if a.vocabulary.words != b.vocabulary.words or a.config.decoder != b.config.decoder:
+        raise CheckpointError("the two checkpoints differ in vocabulary or sizes; the second must come from the first")
+    made = Captioner(b.config, b.vocabulary)
+    theirs = b.state_dict()
+    made.load_state_dict(
+        {
+            name: torch.lerp(mine, theirs[name], share) if mine.is_floating_point() else theirs[name]
+            for name, mine in a.state_dict().items()
+        }
+    )
+    return made.eval()
+
+
+def choose(a: Captioner, b: Captioner, data: CaptionData, cache: Path) -> tuple[Captioner, list[dict[str, Any]]]:
+    """The captioner of the share with the best validation CIDEr on the first data set, and what each share gave."""
+    config = TrainConfig()
+    best: Captioner | None = None
+    history: list[dict[str, Any]] = []
+    for step, share in enumerate(SHARES, 1):
+        captioner = between(a, b, share)
+        stages = len(captioner.encoder.stages)
+        val = features.cached(
+            captioner, stages, data.split("val"), 1, AugmentConfig(), cache, torch.device("cpu"), config.precision
+        )
+        result = engine.evaluate(captioner, val, stages, captioner.config.search, config)
+        cider = next(iter(result.cider.values()))
+        if best is None or cider > max(next(iter(row["val_cider"].values())) for row in history):
+            best = captioner
+        history.append(
+            {
+                "epoch": step,
+                "share": share,
+                "val_cider": result.cider,
+                "val_loss": result.loss,
+                "val_repeated": result.repeated,
+                "distinct": len({" ".join(words) for words in result.captions}),
+            }
+        )
+        log.info("%s", history[-1])
+    assert best is not None
+    return best, history
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.interpolate", description="Between two checkpoints.")
+    parser.add_argument("a", type=Path, help="checkpoint folder that training started from")
+    parser.add_argument("b", type=Path, help="checkpoint folder that it led to")
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.train makes one")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_flush_denormal(True)
+    try:
+        best, history = choose(load_captioner(options.a), load_captioner(options.b), read(*options.data), options.cache)
+        recipe = {"name": "interpolate", "shares": SHARES}
+        save_captioner(best, options.run / "best", {"validation": history, "recipe": recipe})
+    except (CaptionModelError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_json(options.run / "history.json", history)
+    write_json(options.run / "recipe.json", recipe)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
