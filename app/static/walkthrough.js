@@ -68,7 +68,7 @@ export function walkthrough(root, tokens) {
     layers.forEach((button, l) => button.setAttribute("aria-pressed", String(l === layer)));
     const read = index === 0 ? "the sign that a sentence starts" : `“${tokens[index - 1].text}”`;
     const said = tokens[index].text === "." ? "that the sentence ends" : `“${tokens[index].text}”`;
-    reading.textContent = `It has just read ${read} and is about to say ${said}. In ${layerName(layer)}, this happens:`;
+    reading.textContent = `It has just read ${read} and is about to say ${said}. ${layer === 0 ? "In layer 1, where x is that word, this happens:" : "In layer 2, where x is what layer 1 shows and what the attention sees in the picture, this happens:"}`;
     const now = tokens[index].gates[layer];
     const before = index === 0 ? null : tokens[index - 1].gates[layer];
     picture.replaceChildren(cell(now));
@@ -147,7 +147,7 @@ function wedge(x, y, radius, share) {
 
 // What the walk-through needs of a caption, short enough for the fragment of an address: it never leaves the browser.
 export const pack = (tokens) => encodeURIComponent(JSON.stringify(tokens.map(({ text, gates }) =>
-  [text, gates.map((layer) => Object.fromEntries(Object.entries(layer).map(([name, value]) => [name, +value.toFixed(3)])))])));
+  [text, gates.map((layer) => Object.fromEntries(Object.entries(layer).map(([name, value]) => [name, +value.toFixed(4)])))])));
 
 // The tokens in such a fragment; null for anything else.
 export function unpack(fragment) {
