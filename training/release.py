@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.captioner import Captioner
-from model.checkpoint import METRICS, load_captioner, save_captioner, write_json
+from model.checkpoint import METRICS, load_captioner, save_captioner, write_config, write_json
 from model.config import SearchConfig
 from model.errors import CaptionModelError
 from model.runtime import load_engine
@@ -160,7 +160,7 @@ def release(
         "searches_tried_on_validation": tried,
         "training": stages_of(runs),
     }
-    save_captioner(captioner, folder, {})
+    write_config(folder, captioner.config, captioner.vocabulary, graphs=True)  # the search is no part of the graphs
     engine = load_engine(folder, "cpu")
     for split, pictures in (("validation", val), ("test", test)):
         facts[split] = {}
