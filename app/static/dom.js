@@ -22,3 +22,10 @@ export const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : `${Math.round(100 * 
 export const number = (x) => x.toFixed(Math.abs(x) < 9.995 ? 2 : 1).replace("-", "−");
 export const spoken = (token) => (token.text === "." ? "end of the caption" : token.text);
 export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+// The words' elements with spaces between them; a full stop stays on its word's line.
+export function inSentence(words, tokens) {
+  const stops = tokens.length > 1 && tokens.at(-1).text === ".";
+  const ends = stops ? [h("span", { class: "last" }, ...words.slice(-2))] : [];
+  return [...words.slice(0, stops ? -2 : words.length), ...ends].flatMap((word, t) => (t === 0 ? [word] : [" ", word]));
+}

@@ -1,6 +1,6 @@
 // One picture in detail: its words, where the model looked for each, what it nearly said, and its gates.
 // The page and the file that `caption --explain` writes show the same view.
-import { h, percent, spoken } from "./dom.js";
+import { h, inSentence, percent, spoken } from "./dom.js";
 import { gateCharts } from "./gates.js";
 
 const CELL = 32; // pixels the overlay spends on one region; CSS stretches it over the picture
@@ -40,7 +40,7 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
     return button;
   });
   const sentence = h("p", { class: "sentence", role: "group", "aria-label": "The caption, word by word", keydown: keys },
-    ...words.flatMap((word, t) => (tokens[t].text === "." || t === 0 ? [word] : [" ", word])));
+    ...inSentence(words, tokens));
   const panel = h("div", { class: "panel", "aria-live": "polite" });
   const play = h("button", { type: "button", class: "quiet", click: () => (playing ? stop() : start()) }, "▶ Play word by word");
 

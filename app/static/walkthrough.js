@@ -1,5 +1,5 @@
 // The LSTM's four steps, with the numbers of one caption.
-import { h, m, number, percent, s, spoken } from "./dom.js";
+import { h, inSentence, m, number, percent, s, spoken } from "./dom.js";
 import { gateOf, layerName, shown, symbol } from "./gates.js";
 
 const mi = (text) => m("mi", {}, text);
@@ -49,10 +49,10 @@ export function walkthrough(root, tokens) {
   }, token.text));
   const layers = tokens[0].gates.map((_, l) => h("button", { type: "button", click: () => choose(index, l) }, capital(layerName(l))));
   const reading = h("p", { class: "lead", "aria-live": "polite" });
-  const picture = h("div", { class: "cell-frame" });
+  const picture = h("div", { class: "cell-frame", tabindex: "0", role: "group", "aria-label": "The cell as a drawing" });
   const steps = h("ol", { class: "steps" });
   root.replaceChildren(
-    h("p", { class: "sentence", role: "group", "aria-label": "Choose a word" }, ...words.flatMap((word, t) => (tokens[t].text === "." || t === 0 ? [word] : [" ", word]))),
+    h("p", { class: "sentence", role: "group", "aria-label": "Choose a word" }, ...inSentence(words, tokens)),
     h("div", { class: "segmented", role: "group", "aria-label": "Choose a layer" }, ...layers),
     reading, picture, steps,
     h("p", { class: "muted small" }, "σ squeezes any number into 0 to 1 and tanh into −1 to 1; ⊙ multiplies unit by unit. Every layer has hundreds of units, each with its own numbers: of the three gates you see the average, of the candidate, the cell state and the hidden state the typical size (root mean square)."),
