@@ -89,8 +89,9 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     for t in range(T):
         _restrict(xp, log_probs, history, t, config)
         candidates = xp.reshape(scores[:, :, None] + log_probs, (B, -1))  # (B, live * V)
-        # Each live hypothesis has one ending, so the best 2K hold K that go on.
-        top, index = _top_k(candidates, min(2 * K, candidates.shape[-1]))  # (B, C)
+        # Each live hypothesis has one ending, so the best 2K hold K that go on. Greedy search takes the
+        # best and nothing else: a second-best ending would compete with the caption that went on.
+        top, index = _top_k(candidates, min(2 * K, candidates.shape[-1]) if K > 1 else 1)  # (B, C)
         parent, word = index // V, index % V
         word_lp = xp.reshape(log_probs, (B, -1))[rows, index]
         # (B, C, t + 1): every candidate written out.

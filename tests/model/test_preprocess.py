@@ -40,7 +40,9 @@ def test_the_whole_picture_is_stretched_and_nothing_cropped(shape: tuple[int, in
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "F"])
 @pytest.mark.parametrize("size", [16, 20])
 def test_every_mode_becomes_rgb(mode: str, size: int) -> None:
-    picture = Image.new("L", (16, 16), 255).convert("RGB").convert(mode) if mode != "I;16" else Image.new("I;16", (16, 16))
+    picture = (
+        Image.new("L", (16, 16), 255).convert("RGB").convert(mode) if mode != "I;16" else Image.new("I;16", (16, 16))
+    )
     pixels = to_pixels(picture, PreprocessConfig(size=size))
     assert pixels.shape == (size, size, 3)
     assert (pixels == (0 if mode == "I;16" else 255)).all()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from model.runtime.cpu import cpu_quota
+
+
+@pytest.fixture(autouse=True)
+def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),  # one and a half: rounded up
+        ("50000 100000", 1),
+        ("1 100000", 1),
+        ("1600000 100000", 8),  # more than the affinity mask allows
+    ],
+)
+def test_cgroup_v2(text: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    assert cpu_quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("300000", 3), ("10000", 1)])
+def test_cgroup_v1(quota: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_quota(tmp_path) == expected
+
+
+def test_without_a_quota_the_affinity_mask_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu_quota(tmp_path / "nowhere") == 8
+    (tmp_path / "cpu.max").write_text("nonsense")
+    assert cpu_quota(tmp_path) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert cpu_quota(tmp_path) == 1
+
+
+def test_here_it_is_at_least_one() -> None:
+    assert cpu_quota() >= 1

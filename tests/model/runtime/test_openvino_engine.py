@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.checkpoint import CONFIG, digest
+from model.config import SearchConfig
+from model.errors import CheckpointError
+from model.runtime.engine import CaptionEngine, load_engine
+from tests.model.tiny import pictures
+
+EMBEDDED = Path(__file__).parents[3] / "model" / "weights" / "default"
+# Packages that serving on a CPU must not import: each costs time or memory, or is not installed there.
+HEAVY = ("torch", "torchvision", "scipy", "pandas", "matplotlib", "safetensors", "tensorboard", "nncf", "sympy")
+
+
+def agreement(folder: Path, pixels: NDArray[np.uint8], tolerance: float) -> float:
+    """The share of pictures with the same greedy caption in float32; their log-probabilities are compared too."""
+    ours, theirs = (load_engine(folder, "cpu", name, precision="f32") for name in ("openvino", "torch"))
+    same = 0
+    for start in range(0, len(pixels), 25):
+        some = pixels[start : start + 25]
+        found = [engine.caption(some, SearchConfig(beam_size=1)) for engine in (ours, theirs)]
+        for (a, *_), (b, *_) in zip(*found, strict=True):
+            if a.text == b.text:
+                same += 1
+                assert a.log_probability == pytest.approx(b.log_probability, abs=tolerance)
+    return same / len(pixels)
+
+
+def test_agrees_with_torch_on_100_pictures(checkpoint: Path) -> None:
+    assert agreement(checkpoint, pictures(100, seed=1), tolerance=0.05) >= 0.98
+
+
+@pytest.mark.skipif(not EMBEDDED.is_dir(), reason="no embedded model in this checkout")
+def test_agrees_with_torch_on_100_pictures_with_the_embedded_model() -> None:
+    assert agreement(EMBEDDED, pictures(100, seed=2, size=224), tolerance=0.3) >= 0.98
+
+
+@pytest.mark.parametrize("precision", ["f32", "auto"])
+def test_explains_like_torch(precision: str, checkpoint: Path) -> None:
+    """In float32 nearly the same numbers; with 8-bit weights still the same look of things."""
+    near = 0.01 if precision == "f32" else 0.15
+    ours: CaptionEngine = load_engine(checkpoint, "cpu", "openvino", precision=precision)  # type: ignore[arg-type]
+    theirs = load_engine(checkpoint, "cpu", "torch", precision="f32")
+    compared = 0
+    for found in zip(
+        *(e.caption(pictures(8), SearchConfig(beam_size=1), explain=True) for e in (ours, theirs)), strict=True
+    ):
+        (a, *_), (b, *_) = found
+        if a.text != b.text:
+            continue
+        for x, y in zip(a.tokens, b.tokens, strict=True):
+            assert x.probability == pytest.approx(y.probability, abs=near)
+            assert x.explanation is not None
+            assert y.explanation is not None
+            np.testing.assert_allclose(x.explanation.attention, y.explanation.attention, atol=near)
+            assert x.explanation.sentinel == pytest.approx(y.explanation.sentinel, abs=near)
+            for mine, other in zip(x.explanation.layers, y.explanation.layers, strict=True):
+                assert mine == pytest.approx(other, abs=near)
+            compared += 1
+    assert compared > 20
+
+
+def test_serving_imports_nothing_heavy(checkpoint: Path, tmp_path: Path) -> None:
+    """A whole caption, explained, in a process of its own: what it has imported by then is all that serving needs."""
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "picture.png")
+    program = """
+import json, sys
+from pathlib import Path
+from PIL import Image
+from model.config import SearchConfig
+from model.runtime import load_engine
+engine = load_engine(Path(sys.argv[1]), "cpu")
+pixels = engine.preprocess(Image.open(sys.argv[2]))[None]
+caption = engine.caption(pixels, SearchConfig(num_captions=2), explain=True)[0][0]
+sample = engine.caption(pixels, SearchConfig(strategy="sample", seed=0))[0][0]
+print(json.dumps({"text": caption.text, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(checkpoint), str(tmp_path / "picture.png")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["text"].endswith(".")
+    assert "openvino" in answer["modules"]
+    assert not set(HEAVY) & set(answer["modules"])
+
+
+def test_a_damaged_graph_is_a_clear_error(checkpoint: Path, tmp_path: Path) -> None:
+    """Even where its digest fits, as after a bad export."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    graph = folder / "graphs" / "encoder.xml"
+    graph.write_text("<net/>")
+    content = json.loads((folder / CONFIG).read_text())
+    content["files"]["graphs/encoder.xml"] = digest(graph)
+    (folder / CONFIG).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"encoder.xml cannot be read .*export it again with training.export"):
+        load_engine(folder, "cpu", "openvino")

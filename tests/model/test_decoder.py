@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.cells import CELLS, SIGMOID_GATES
+from model.config import DecoderConfig
+from model.decoder import Decoder, Memory
+from model.errors import ConfigError
+from model.vocabulary import PAD, START, UNKNOWN
+from tests.model.tiny import decoder, memory
+
+every_cell = pytest.mark.parametrize("cell", sorted(CELLS))
+with_and_without_sentinel = pytest.mark.parametrize("sentinel", [False, True])
+EXACT = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def step_through(made: Decoder, of: Memory, words: Tensor) -> Tensor:
+    """The logits (B, N, T, V) of words (B, N, T), a step at a time."""
+    state = made.initial_state(of, words.shape[1])
+    logits = []
+    for word in words.unbind(-1):
+        out = made.step(of, word, state)
+        state = out.state
+        logits.append(out.logits)
+    return torch.stack(logits, 2)
+
+
+@torch.no_grad()
+@every_cell
+@with_and_without_sentinel
+@pytest.mark.parametrize(("batch", "captions", "steps"), [(1, 1, 1), (3, 2, 6)])
+def test_teacher_forcing_equals_stepping(cell: str, sentinel: bool, batch: int, captions: int, steps: int) -> None:
+    made = decoder(cell=cell, sentinel=sentinel)
+    of = memory(made, batch)
+    words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(1))
+    logits = made(of, words)
+    torch.testing.assert_close(logits, step_through(made, of, words), **EXACT)
+    assert logits.std() > 0.1
+
+
+@torch.no_grad()
+@every_cell
+@with_and_without_sentinel
+def test_attention_is_a_share_of_each_region(cell: str, sentinel: bool) -> None:
+    made = decoder(cell=cell, sentinel=sentinel)
+    of = memory(made, 2)
+    out = made.step(of, torch.tensor([[START, 7, 8], [START, 9, 4]]), made.initial_state(of, 3))
+    assert out.attention.shape == (2, 3, 5 + 1)
+    assert (out.attention >= 0).all()
+    torch.testing.assert_close(out.attention.sum(-1), torch.ones(2, 3))
+    assert ((out.attention[..., -1] > 0) == sentinel).all()
+    assert out.attention[..., :-1].std(-1).min() > 0.01  # it looks somewhere
+
+
+@torch.no_grad()
+def test_attention_reads_the_regions_it_names() -> None:
+    """With all weight on one region the context is that region's value."""
+    made = decoder(regions=3, attention_heads=1)
+    keys = torch.zeros(1, 3, 16)
+    values = torch.randn(1, 3, 16)
+    h = torch.randn(1, 1, 16)
+    keys[0, 1] = 1000 * made.query(h)[0, 0]
+    context, attention = made._attend(h, Memory(keys, values, keys))
+    torch.testing.assert_close(attention[0, 0], torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(context[0, 0], values[0, 1])
+
+
+@torch.no_grad()
+@every_cell
+@settings(max_examples=10, deadline=None)
+@given(batch=st.integers(1, 4), captions=st.integers(1, 3), steps=st.integers(1, 5), seed=st.integers(0, 999))
+def test_a_batch_equals_each_picture_and_caption_alone(
+    cell: str, batch: int, captions: int, steps: int, seed: int
+) -> None:
+    made = decoder(cell=cell, sentinel=seed % 2 == 0)
+    of = memory(made, batch, seed)
+    words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(seed))
+    together = made(of, words)
+    for b in range(batch):
+        for n in range(captions):
+            alone = made(Memory(*(part[b : b + 1] for part in of)), words[b : b + 1, n : n + 1])
+            torch.testing.assert_close(together[b, n], alone[0, 0], **EXACT)
+
+
+@torch.no_grad()
+def test_later_words_change_nothing_before_them() -> None:
+    made = decoder()
+    of = memory(made, 1)
+    words = torch.tensor([[[START, 5, 6, 7, 8]]])
+    changed = words.clone()
+    changed[..., 3] = 9
+    before, after = made(of, words), made(of, changed)
+    torch.testing.assert_close(before[..., :3, :], after[..., :3, :])
+    assert (before[..., 3, :] - after[..., 3, :]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_hypotheses_of_a_picture_keep_their_own_state() -> None:
+    made = decoder()
+    of = memory(made, 2)
+    first = made.step(of, torch.tensor([[4], [5]]), made.initial_state(of, 1))
+    assert first.state.shape == (2, 1, made.state_size)
+    two = made.step(of, torch.tensor([[6, 7], [8, 9]]), first.state.expand(-1, 2, -1).contiguous())
+    for k, words in enumerate((torch.tensor([[6], [8]]), torch.tensor([[7], [9]]))):
+        one = made.step(of, words, first.state)
+        torch.testing.assert_close(two.logits[:, k], one.logits[:, 0], **EXACT)
+        torch.testing.assert_close(two.state[:, k], one.state[:, 0], **EXACT)
+
+
+@torch.no_grad()
+@every_cell
+def test_gates_of_both_layers_are_reported(cell: str) -> None:
+    made = decoder(cell=cell)
+    of = memory(made, 2)
+    gates = made.step(of, torch.tensor([[4], [5]]), made.initial_state(of, 1)).gates
+    assert gates.shape == (2, 1, 2, len(made.gate_names))
+    assert made.gate_names == CELLS[cell].gate_names
+    assert (gates >= 0).all()  # means of sigmoids, root mean squares
+    for name in SIGMOID_GATES & set(made.gate_names):
+        assert (gates[..., made.gate_names.index(name)] <= 1).all()
+
+
+@torch.no_grad()
+@given(temperature=st.floats(0.1, 4))
+@settings(max_examples=20, deadline=None)
+def test_probabilities_are_of_what_may_be_said(temperature: float) -> None:
+    made = decoder()
+    logits = 5 * torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    log_probabilities = made.log_probabilities(logits, temperature)
+    probabilities = log_probabilities.exp()
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(4))
+    assert not probabilities[:, [PAD, START, UNKNOWN]].any()
+    assert torch.isfinite(log_probabilities.half()).all()  # a float16 graph holds them
+    sayable = [i for i in range(12) if i not in (PAD, START, UNKNOWN)]
+    expected = (logits[:, sayable] / temperature).log_softmax(-1)
+    torch.testing.assert_close(log_probabilities[:, sayable], expected, **EXACT)
+
+
+def test_dropout_is_for_training_only() -> None:
+    made = decoder(dropout=0.5)
+    of = memory(made, 1)
+    words = torch.tensor([[[START, 5, 6]]])
+    with torch.no_grad():
+        torch.testing.assert_close(made(of, words), made(of, words), atol=0, rtol=0)
+        made.train()
+        assert not torch.equal(made(of, words), made(of, words))
+
+
+def test_every_parameter_learns() -> None:
+    for cell in CELLS:
+        made = decoder(cell=cell, sentinel=True)
+        of = made.memory(torch.randn(2, 5, 6))
+        made(of, torch.randint(4, 12, (2, 2, 4))).square().mean().backward()
+        for name, parameter in made.named_parameters():
+            # One key a picture added to all keys shifts all scores alike, so its bias only matters with a sentinel.
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ConfigError, match="hidden_size 10 is not a multiple of attention_heads 4"):
+        Decoder(DecoderConfig(hidden_size=10, attention_heads=4), 3, 4, 9)

@@ -1,0 +1,83 @@
+"""Captioners small enough for every test, with random weights that still tell pictures apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.captioner import Captioner
+from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, SearchConfig
+from model.decoder import Decoder, Memory
+from model.vocabulary import SPECIAL, Vocabulary
+
+WORDS = "a an the two red green blue white black dog cat man woman ball runs jumps sits plays on in with grass water"
+VOCABULARY = Vocabulary((*SPECIAL, *WORDS.split(" ")))
+SIZE = 64  # pixels: a grid of 2 x 2 regions
+
+
+def pictures(count: int, seed: int = 0, size: int = SIZE) -> NDArray[np.uint8]:
+    """Coloured blots on coloured grounds, (count, size, size, 3)."""
+    rng = np.random.default_rng(seed)
+    made = np.empty((count, size, size, 3), np.uint8)
+    rows, columns = np.mgrid[:size, :size]
+    for picture in made:
+        picture[:] = rng.integers(0, 256, 3)
+        for _ in range(3):
+            y, x, radius = *rng.uniform(0, size, 2), rng.uniform(size / 10, size / 3)
+            picture[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = rng.integers(0, 256, 3)
+    return made
+
+
+def captioner(seed: int = 0, **decoder: Any) -> Captioner:
+    """A captioner with random weights, in eval mode; its captions differ from picture to picture."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        name="tiny",
+        version="7",
+        preprocess=PreprocessConfig(size=SIZE),
+        encoder=EncoderConfig("efficientnet_lite0"),
+        decoder=replace(DecoderConfig(embed_size=16, hidden_size=32), **decoder),
+        search=SearchConfig(max_length=8),
+        temperature=1.25,
+    )
+    made = Captioner(config, VOCABULARY)
+    with torch.no_grad():
+        # Statistics of some pictures: without them the signal dies on its way through random layers.
+        for norm in (m for m in made.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum = None
+        made.encoder.train()(made.normalise(torch.from_numpy(pictures(48, seed=99))))
+        liven(made.decoder)
+    return made.eval()
+
+
+def decoder(seed: int = 0, channels: int = 6, regions: int = 5, vocabulary: int = 12, **config: Any) -> Decoder:
+    """A decoder with random weights, in eval mode."""
+    torch.manual_seed(seed)
+    made = Decoder(
+        replace(DecoderConfig(embed_size=8, hidden_size=16, attention_heads=2), **config), channels, regions, vocabulary
+    )
+    with torch.no_grad():
+        liven(made)
+    return made.eval()
+
+
+def liven(decoder: Decoder) -> None:
+    """Larger random weights: fresh ones say nearly the same of every picture."""
+    for name, parameter in decoder.named_parameters():
+        if "peep" in name or name in ("position", "output_bias"):
+            parameter.normal_(std=0.5)
+        elif parameter.ndim > 1:
+            parameter.mul_(3)
+
+
+def memory(decoder: Decoder, batch: int, seed: int = 0) -> Memory:
+    """The memory of random region features."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return decoder.memory(
+            torch.randn(batch, decoder.position.shape[0], decoder.region.in_features, generator=generator)
+        )
