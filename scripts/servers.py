@@ -1,0 +1,89 @@
+"""Other ways of serving the same weights, for scripts/bench: `python scripts/servers.py NAME --port N`.
+
+Each answers POST /caption with the multipart field `image`.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import litserve
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request, UploadFile
+from numpy.typing import NDArray
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from model.caption import Caption  # noqa: E402
+from model.runtime import CaptionEngine, load_engine  # noqa: E402
+
+WEIGHTS = ROOT / "model" / "weights" / "default"
+
+
+def decode(data: bytes, engine: CaptionEngine) -> NDArray[np.uint8]:
+    """A file -> the engine's input, the plain way."""
+    return engine.preprocess(Image.open(io.BytesIO(data)))
+
+
+def tutorial(port: int) -> None:
+    """A FastAPI handler around torch's eager mode: read, decode, caption, one request at a time."""
+    engine = load_engine(WEIGHTS, device="cpu", engine="torch")
+    app = FastAPI()
+
+    @app.post("/caption")
+    async def caption(image: UploadFile) -> dict[str, Any]:
+        pixels = decode(await image.read(), engine)
+        best = engine.caption(pixels[None])[0][0]
+        return {"caption": best.text, "confidence": best.confidence}
+
+    uvicorn.run(app, port=port, log_level="warning")
+
+
+class LitCaptions(litserve.LitAPI):  # type: ignore[misc]
+    """An engine under LitServe's dynamic batching: up to 16 pictures, waiting up to 5 ms for them."""
+
+    def __init__(self, name: Literal["torch", "openvino"]) -> None:
+        super().__init__(max_batch_size=16, batch_timeout=0.005, api_path="/caption")
+        self.name = name
+
+    def setup(self, device: str) -> None:
+        """Load the model in the worker."""
+        self.engine = load_engine(WEIGHTS, device="cpu", engine=self.name)
+
+    def decode_request(self, request: Request) -> NDArray[np.uint8]:
+        """The uploaded file as the engine's input."""
+        return decode(request["image"].file.read(), self.engine)
+
+    def predict(self, pixels: NDArray[np.uint8]) -> list[Caption]:
+        """The best caption of each picture of a batch."""
+        return [captions[0] for captions in self.engine.caption(pixels)]
+
+    def unbatch(self, output: list[Caption]) -> list[Caption]:
+        """One caption a request."""
+        return output
+
+    def encode_response(self, output: Caption) -> dict[str, Any]:
+        """The JSON of one answer."""
+        return {"caption": output.text, "confidence": output.confidence}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=("tutorial", "litserve-torch", "litserve-ours"))
+    parser.add_argument("--port", type=int, required=True)
+    options = parser.parse_args()
+    if options.name == "tutorial":
+        tutorial(options.port)
+    else:
+        server = litserve.LitServer(LitCaptions("torch" if options.name == "litserve-torch" else "openvino"), "cpu")
+        server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()
