@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-# Importing OpenVINO reports to an analytics server and writes to the home folder, unless this package
-# of its is absent: then it takes its own silent stub. No variable switches it off.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as ov
+from numpy.typing import NDArray
 
 from model.caption import Caption
 from model.checkpoint import GRAPHS, Checkpoint, open_checkpoint
