@@ -165,22 +165,25 @@ def plot(results: Mapping[str, Any]) -> None:
 
 
 def quality_block(metrics: Mapping[str, Any]) -> str:
-    """README's quality figures: the test set's where it was measured, else validation's."""
-    if "test" not in metrics:
-        found = metrics["validation"]
-        figures = ", ".join(f"{name} {value:.1f}" for name, value in found["val_cider"].items())
-        return f"On validation pictures, CIDEr in percent: {figures}. The test set has not been looked at yet."
+    """README's quality figures, of the test pictures."""
     test = metrics["test"]
-    header = ["", *test["sets"]]
-    rows = [[name, *(f"{facts[name]:.1f}" for facts in test["sets"].values())] for name in SCORES]
-    rows.append(["pictures", *(facts["pictures"] for facts in test["sets"].values())])
-    rows.append(["distinct captions", *(facts["distinct_captions"] for facts in test["sets"].values())])
+
+    def score(facts: Mapping[str, Any], name: str) -> str:
+        low, high = facts["intervals"].get(name, (None, None))
+        return f"{facts[name]:.1f}" + ("" if low is None else f" ({low:.1f} to {high:.1f})")
+
+    rows = [[name, *(score(facts, name) for facts in test.values())] for name in SCORES]
+    rows += [
+        [name.replace("_", " "), *(facts[name] for facts in test.values())]
+        for name in ("pictures", "distinct_captions")
+    ]
     return "\n\n".join(
         [
-            "On test pictures the model never saw, decoded as the service does, scored by coco-caption, percent:",
-            table(header, rows),
+            f"{metrics['name']} {metrics['version']} on test pictures it never saw, decoded as the service does "
+            f"({metrics['search']}), scored by coco-caption, percent (95 % intervals in brackets):",
+            table(["", *test], rows),
             "Printed by `python -m training.evaluate --data SET --split test`; the "
-            "[model card](model/weights/default/README.md) has the intervals, the recipe and the failures.",
+            "[model card](model/weights/default/README.md) has the recipe, the limits and the validation figures.",
         ]
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.page.engine import FakeEngine
+from tests.page.live import serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,8 +55,14 @@ def test_shell_commands_name_files_that_exist() -> None:
             assert (ROOT / path).is_file(), path
 
 
-def test_python_examples_are_python() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert blocks
-    for block in blocks:
-        ast.parse(block)
+def test_readme_examples_run() -> None:
+    (python,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    curls = re.findall(r"^curl .*$", README, re.MULTILINE)
+    assert curls
+    with serving(FakeEngine()) as url:
+        for command in ([sys.executable, "-c", python], *(["bash", "-c", f"{curl} --fail --silent"] for curl in curls)):
+            here = [word.replace("http://localhost:8000", url) for word in command]
+            environment = {**os.environ, "NO_PROXY": "*"}
+            done = subprocess.run(here, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip()
