@@ -21,7 +21,6 @@ from app.schemas import Problem
 from app.security import require_key
 from app.service import CaptionService
 from app.settings import Settings
-from app.uploads import ENVELOPE
 from model.runtime.engine import CaptionEngine, load_engine
 
 
@@ -64,8 +63,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    max_body = max(settings.max_upload_bytes, settings.max_batch_bytes) + ENVELOPE
-    app.add_middleware(RequestContext, metrics=metrics, max_body=max_body)
+    app.add_middleware(RequestContext, metrics=metrics)
     app.openapi = _with_problem_schema(app.openapi)  # type: ignore[method-assign]
     return app
 

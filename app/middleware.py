@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import time
 import uuid
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,10 @@ from app.metrics import Metrics
 
 logger = logging.getLogger("app.access")
 
+# A connection that is closed while its client still sends may cost the client its answer. So the rest of
+# a refused body is received and dropped if it is this small, and else for this long, then cut off.
+DROPPED_BYTES = 32_000_000
+LINGER_BYTES, LINGER_SECONDS = 8_000_000, 1.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECURITY_HEADERS = {
@@ -35,8 +41,8 @@ SECURITY_HEADERS = {
 class RequestContext:
     """Pure ASGI, so that streaming and hang-ups pass through untouched."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int) -> None:
-        self.app, self.metrics, self.max_body = app, metrics, max_body
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,7 +54,7 @@ class RequestContext:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, started=started)
-        status, body_read, sent = 0, not _has_body(headers), 0
+        status, body_read, closing, sent = 0, not _has_body(headers), False, 0
 
         async def receive_and_note() -> Message:
             nonlocal body_read
@@ -57,17 +63,20 @@ class RequestContext:
             return message
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status, closing, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     out.setdefault(name, value)
-                if not body_read and _declared(headers) > self.max_body:
-                    out["Connection"] = "close"  # else the server would read the rest, however much it is
+                closing = not body_read and _declared(headers) > DROPPED_BYTES
+                if closing:
+                    out["Connection"] = "close"
             else:
                 sent += len(message.get("body", b""))
+                if closing:
+                    message = {**message, "more_body": True}  # its end, and with it the close, comes below
             await send(message)
 
         try:
@@ -82,6 +91,9 @@ class RequestContext:
         finally:
             seconds = time.perf_counter() - started
             self._note(scope, status, seconds, sent, state)
+        if closing:
+            await _linger(receive)
+            await send({"type": "http.response.body", "body": b""})
 
     def _note(self, scope: Scope, status: int, seconds: float, sent: int, state: dict[str, object]) -> None:
         route = getattr(scope.get("route"), "path", None) or "other"  # the pattern, so that labels stay few
@@ -111,6 +123,18 @@ def _declared(headers: Headers) -> float:
     """Bytes the body has by its headers; infinite where they do not say."""
     declared = headers.get("content-length", "")
     return int(declared) if declared.isdigit() else float("inf")
+
+
+async def _linger(receive: Receive) -> None:
+    """Drop what the client still sends until it has read its answer and stops, or for a moment."""
+    dropped = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while dropped < LINGER_BYTES:
+                message = await receive()
+                if not message.get("more_body", False):
+                    return
+                dropped += len(message["body"])
 
 
 async def _send_problem(send: Send, status: int, code: str, detail: str, request_id: str) -> None:

@@ -37,6 +37,7 @@ class Protocol(HttpToolsProtocol):
     config: _Config
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    _in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection too many; drop peers that stop taking what is sent to them."""
@@ -52,11 +53,14 @@ class Protocol(HttpToolsProtocol):
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Count header bytes, and time them from their first one (uvicorn times only idle connections)."""
-        if self._waiting_for_headers():
+        """Count header bytes, and time them from their first one (uvicorn times only idle connections).
+
+        The same clock runs for the rest of a body that was answered before it was read.
+        """
+        if self._answered() and not self._in_body:
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._waiting_for_headers() and not self.transport.is_closing():
+        if self._answered() and not self.transport.is_closing():
             self._start_timer()
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large")
@@ -65,14 +69,20 @@ class Protocol(HttpToolsProtocol):
         """The headers are in: stop their clock."""
         self._stop_timer()
         self._header_bytes = 0
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is in, be it read or dropped."""
+        self._in_body = False
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave no timer behind."""
         self._stop_timer()
         super().connection_lost(exc)
 
-    def _waiting_for_headers(self) -> bool:
+    def _answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _start_timer(self) -> None:

@@ -34,8 +34,14 @@ class Reply:
         return json.loads(self.body)
 
 
-async def call(app: FastAPI, path: str, receive: Receive, headers: dict[str, str] | None = None) -> Reply:
-    """POST to `path`; what `receive` gives is the body."""
+async def call(
+    app: FastAPI,
+    path: str,
+    receive: Receive,
+    headers: dict[str, str] | None = None,
+    replied: asyncio.Event | None = None,
+) -> Reply:
+    """POST to `path`; what `receive` gives is the body; `replied` is set once the answer's body was sent."""
     path, _, query = path.partition("?")
     scope = {
         "type": "http",
@@ -60,6 +66,8 @@ async def call(app: FastAPI, path: str, receive: Receive, headers: dict[str, str
             reply.headers = {k.decode().lower(): v.decode() for k, v in message["headers"]}
         else:
             reply.body += message.get("body", b"")
+            if replied is not None:
+                replied.set()
 
     await app(scope, receive, send)
     return reply

@@ -56,7 +56,7 @@ def start() -> Iterator[Start]:
 
     def run(command: list[str] | None = None, **settings: object) -> Server:
         environment = {**os.environ, "CAPTION_PORT": "0", "PYTHONWARNINGS": "error::ResourceWarning"}
-        environment |= {("" if k.startswith("FAKE") else "CAPTION_") + k.upper(): str(v) for k, v in settings.items()}
+        environment |= {("" if k.startswith("fake") else "CAPTION_") + k.upper(): str(v) for k, v in settings.items()}
         process = subprocess.Popen(
             [sys.executable, *(command or ["-c", FAKE])],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
