@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pydantic import ValidationError
@@ -37,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     except CaptionModelError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
+        print(
+            f"error: cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno or 0)}",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -77,7 +77,7 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
     kinds = rng.choices([*SHARES, "good"], [*SHARES.values(), 1 - sum(SHARES.values())], k=requests)
     work = iter(enumerate(kinds))
     oversize, lying = bytes(21_000_000), bomb()
-    warm_up = max(requests // 10, 200)
+    warm_up = max(requests // 10, min(2000, requests // 2))  # allocators settle
 
     async def client() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:

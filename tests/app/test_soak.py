@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from app import images
+from app.errors import TooLarge
+from app.soak import FORMATS, Tally, bomb, check, draw
+
+
+def tally() -> Tally:
+    return Tally(statuses=Counter({200: 90, 413: 5}), hang_ups=5, memory=[100.0] * 40)
+
+
+def test_a_run_in_which_everything_held() -> None:
+    assert check(tally(), {200: 91, 413: 5, 499: 4}) == []  # one answer was ready before its client left
+
+
+@pytest.mark.parametrize(
+    ("served", "memory", "wrong", "word"),
+    [
+        ({200: 90, 413: 5, 499: 4, 500: 1}, [100.0], [], "500"),
+        ({200: 89, 413: 5, 499: 5}, [100.0], [], "add up"),
+        ({200: 90, 413: 5, 499: 6}, [100.0], [], "add up"),
+        ({200: 90, 413: 5, 499: 5}, [100.0] * 20 + [106.0] * 20, [], "grew"),
+        ({200: 90, 413: 5, 499: 5}, [100.0], ["picture 3: 'x' is not 'y'"], "picture 3"),
+    ],
+)
+def test_what_did_not_hold_is_told(served: dict[int, int], memory: list[float], wrong: list[str], word: str) -> None:
+    seen = tally()
+    seen.memory, seen.wrong = memory, wrong
+    [line] = check(seen, served)
+    assert word in line
+
+
+def test_its_pictures_are_pictures_and_its_bomb_is_one() -> None:
+    found = {images.read(draw(seed), 10**6, 64, guarded=True).format for seed in range(len(FORMATS))}
+    assert found == set(images.FORMATS)
+    with pytest.raises(TooLarge):
+        images.read(bomb(), 10**6, 64)
