@@ -59,7 +59,7 @@ def benchmarks_markdown(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     parts = [
-        "# Benchmarks\n",
+        "# Benchmarks",
         f"Printed by `scripts/bench`. {machine['cores']} cores of {machine['cpu']}; Python {machine['python']}, "
         f"{packages}. Model {results['model']}; pictures: {results['pictures']}; {results['tokens']} tokens a caption, "
         f"beam {results['beam']}.\n\n"
@@ -85,8 +85,8 @@ def benchmarks_markdown(results: Mapping[str, Any]) -> str:
         ]
         parts += [
             "## Where the time goes",
-            "The floor is the larger of operations over the processor's measured float32 rate and stored weights over "
-            "its measured memory bandwidth; caches and smaller number formats may beat it.",
+            "The floor is the larger of operations over the processor's measured rate (a large matrix product in the "
+            "fastest format it has) and stored weights over its measured memory bandwidth, which caches may beat.",
             table(["", "minimum, ms", "median, ms", "floor, ms"], rows),
         ]
     titles = {
