@@ -99,6 +99,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     """Validation CIDEr by epoch, a line a row."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for row in rows:
@@ -106,7 +107,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
         axes.plot(range(1, len(ciders) + 1), ciders, marker="o", markersize=3, linewidth=2 if row is rows[0] else 1,
                   label=row.name)  # fmt: skip
     axes.set(xlabel="epoch", ylabel="validation CIDEr, percent")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7, ncols=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
