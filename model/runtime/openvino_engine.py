@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -18,6 +19,7 @@ from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
+from model.search import Hypothesis
 from model.search import search as find
 from model.vocabulary import START
 
@@ -26,6 +28,9 @@ from model.vocabulary import START
 ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them.
 EXPLAINING = ("attention", "gates")
+OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class OpenVINOStepper:
         return values
 
     def _set(self, name: str, values: NDArray[Any]) -> None:
-        self._inputs[name] = np.ascontiguousarray(values)
+        self._inputs[name] = np.require(values, requirements=("C", "W"))  # OpenVINO takes no read-only memory
         self._request.set_tensor(name, ov.Tensor(self._inputs[name], shared_memory=True))
 
 
@@ -99,38 +104,71 @@ class OpenVINOEngine(CaptionEngine):
         fast = precision == "auto"
         bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         encoder = _read(core, checkpoint, ENCODER)
-        self._encoder = core.compile_model(
-            encoder, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
-        ).create_infer_request()
+        size = self.config.preprocess.size
+        encoder.reshape({"pixels": [1, size, size, 3]})  # a known shape plans better than any batch gains
         step = _read(core, checkpoint, STEP_INT8 if fast else STEP)
         self._gate_names = tuple(step.get_rt_info(["gate_names"]).astype(str).split(","))
         rows, columns = (int(n) for n in step.get_rt_info(["grid"]).astype(str).split(","))
         self._grid = rows, columns
-        # A step is too small to share among threads: waking them costs more than they save.
-        self._step_options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         self._explaining_model = step.clone()
         self._explaining: ov.InferRequest | None = None
         for output in [output for output in step.outputs if output.get_any_name() in EXPLAINING]:
             step.remove_result(output.get_node())
-        self._step = core.compile_model(step, "CPU", self._step_options).create_infer_request()
+
+        # One picture: every thread works on its encoding. Several: each thread takes some of them, all the
+        # way, which saves meeting at every layer. A decoding step is too small to share among threads.
+        precise = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
+        alone = core.compile_model(encoder, "CPU", {"INFERENCE_NUM_THREADS": threads, **precise})
+        self._encoder = alone.create_infer_request()
+        streams = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
+        steps = core.compile_model(step, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **streams})
+        self._steps = [steps.create_infer_request() for _ in range(threads)]
+        self._encoders = [self._encoder]
+        if threads > 1:
+            side_by_side = core.compile_model(encoder, "CPU", {**precise, **streams})
+            self._encoders = [side_by_side.create_infer_request() for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads, "engine")
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        results = self._encoder.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
-        by_name = {port.get_any_name(): value for port, value in results.items()}
-        return OpenVINORegions(by_name["keys"], by_name["values"], by_name["start"])
+        def run(request: ov.InferRequest, rows: NDArray[np.int64]) -> list[dict[str, NDArray[np.float32]]]:
+            encoded = []
+            for row in rows:
+                results = request.infer({"pixels": np.ascontiguousarray(pixels[row : row + 1])}, share_inputs=True)
+                encoded.append({port.get_any_name(): value for port, value in results.items()})
+            return encoded
+
+        requests = [self._encoder] if len(pixels) == 1 else self._encoders
+        parts = self._side_by_side(run, requests, len(pixels))
+        return OpenVINORegions(*(np.concatenate([part[name] for part in parts]) for name in OUTPUTS))
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
-        found = find(OpenVINOStepper(self._step, regions), search or self.config.search)
+
+        def run(request: ov.InferRequest, rows: NDArray[np.int64]) -> list[list[Hypothesis]]:
+            return find(OpenVINOStepper(request, regions.select(rows.tolist())), search or self.config.search)
+
+        found = self._side_by_side(run, self._steps, len(regions))
         details = self._details(regions, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._gate_names, self._grid, details)
+
+    def _side_by_side(
+        self,
+        run: Callable[[ov.InferRequest, NDArray[np.int64]], list[T]],
+        requests: Sequence[ov.InferRequest],
+        count: int,
+    ) -> list[T]:
+        """`run` for `count` pictures, their rows dealt out to the requests; results in order."""
+        shares = np.array_split(np.arange(count), min(len(requests), count))
+        if len(shares) == 1:
+            return run(requests[0], shares[0])
+        return [result for results in self._pool.map(run, requests, shares) for result in results]
 
     def _details(self, regions: OpenVINORegions, words: NDArray[np.int64]) -> StepDetails:
         """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
         if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
-            compiled = self._core.compile_model(self._explaining_model, "CPU", self._step_options)
+            compiled = self._core.compile_model(self._explaining_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             self._explaining = compiled.create_infer_request()
         stepper = OpenVINOStepper(self._explaining, regions)
         stepper.start()
