@@ -150,6 +150,8 @@ def plot(results: Mapping[str, Any]) -> None:
         "clients": "clients at once (p50)",
     }
     shown = [(rows, key) for rows, key in panels if rows]
+    if not shown:
+        return
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 2.8), squeeze=False, layout="constrained")
     for axis, (rows, key) in zip(axes[0], shown, strict=True):
         first = next(iter(rows[0]))
@@ -191,15 +193,17 @@ def quality_block(metrics: Mapping[str, Any]) -> str:
 def speed_block(results: Mapping[str, Any]) -> str:
     """README's speed figures."""
     machine = results["machine"]
-    return "\n\n".join(
-        [
-            f"On {machine['cores']} cores of {machine['cpu']}, one picture at a time, beam {results['beam']}:",
-            contenders(results["engines"]),
-            f"Over HTTP a caption takes {number(results['overhead']['ratio'])} times the engine's own time. Printed "
-            "by `scripts/bench`; [docs/benchmarks.md](docs/benchmarks.md) has other servers, many clients, start-up, "
-            "memory, and how the cost grows.",
-        ]
+    parts = [
+        f"On {machine['cores']} cores of {machine['cpu']}, one picture at a time, beam {results['beam']}:",
+        contenders(results["engines"]),
+    ]
+    if "overhead" in results:
+        parts.append(f"Over HTTP a caption takes {number(results['overhead']['ratio'])} times the engine's own time.")
+    parts.append(
+        "Printed by `scripts/bench`; [docs/benchmarks.md](docs/benchmarks.md) has other servers, many clients, "
+        "start-up, memory, and how the cost grows."
     )
+    return "\n\n".join(parts)
 
 
 def settings_block() -> str:
