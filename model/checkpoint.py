@@ -1,7 +1,7 @@
 """A checkpoint is a folder that holds everything: configuration, vocabulary, weights, figures, serving graphs.
 
     config.json        format version, ModelConfig, vocabulary, digests of the files beside it
-    model.safetensors  the weights, float16
+    model.safetensors  the weights, matrices in float16, vectors in float32
     metrics.json       what was measured, and the model card's facts (served at GET /model)
     README.md          the model card
     graphs/            the exported serving graphs
@@ -114,10 +114,7 @@ def save_captioner(captioner: Captioner, folder: Path, metrics: Mapping[str, Any
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: (t.half() if t.is_floating_point() else t).contiguous().cpu()
-        for name, t in captioner.state_dict().items()
-    }
+    tensors = {name: (t.half() if t.ndim > 1 else t).contiguous().cpu() for name, t in captioner.state_dict().items()}
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise CheckpointError(f"{bad[0]} holds values that are not finite in float16; nothing was written")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,29 @@ class Encoder(nn.Module):
 def as_regions(features: Tensor) -> Tensor:
     """(B, D, rows, columns) -> (B, L, D) with L = rows * columns."""
     return features.flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def fold_norms(encoder: Encoder) -> None:
+    """Move the scale of each batch norm into the convolution before it, and round its shift to float16.
+
+    What they compute stays the same but for that rounding. OpenVINO merges the two anyway, then rounds;
+    merged before, torch and a graph compute with the same numbers.
+    """
+    for module in encoder.modules():
+        for convolution, norm in itertools.pairwise(module.children()):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                scale = torch.where((scale - 1).abs() < 1e-6, 1.0, scale)  # folded already
+                convolution.weight.mul_(scale[:, None, None, None])
+                if convolution.bias is not None:
+                    convolution.bias.mul_(scale)
+                norm.running_mean.mul_(scale)
+                norm.running_var.mul_(scale.square())
+                norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+                norm.bias.copy_(norm.running_mean + (norm.bias - norm.running_mean).half())
 
 
 # --- EfficientNet-Lite -----------------------------------------------------------------------------

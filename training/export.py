@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.captioner import Captioner
-from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, write_config
+from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, save_captioner, write_config
 from model.decoder import Decoder, Memory
+from model.encoder import fold_norms
 from model.errors import CaptionModelError
 from model.runtime.openvino_engine import ENCODER, STEP, STEP_INT8
 
@@ -76,8 +77,16 @@ class StepGraph(nn.Module):
 
 
 def export(folder: Path) -> None:
-    """Write the serving graphs of the checkpoint in `folder`; raises `ExportError` where they differ from torch."""
+    """Write the serving graphs of the checkpoint in `folder`; raises `ExportError` where they differ from torch.
+
+    Its weights are written anew too, with the encoder's batch norms folded (`model.encoder.fold_norms`).
+    """
     captioner = load_captioner(folder)
+    fold_norms(captioner.encoder)
+    with torch.no_grad():
+        for parameter in captioner.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half())  # as the checkpoint holds them
     size = captioner.config.preprocess.size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
@@ -104,6 +113,7 @@ def export(folder: Path) -> None:
                 small = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
                 ov.save_model(small, path, compress_to_fp16=True)
                 _check(path, module, example, outputs, TOLERANCE_INT8)
+        save_captioner(captioner, folder, open_checkpoint(folder).metrics)
         graphs = folder / GRAPHS
         graphs.mkdir(exist_ok=True)
         for file in Path(temporary).iterdir():

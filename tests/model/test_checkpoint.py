@@ -42,12 +42,12 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     loaded = load_captioner(tmp_path / "new")
     assert not loaded.training
     for name, value in tiny.state_dict().items():
-        expected = value.half().float() if value.is_floating_point() else value
+        expected = value.half().float() if value.ndim > 1 else value
         torch.testing.assert_close(loaded.state_dict()[name], expected, atol=0, rtol=0, msg=name)
     pixels = torch.from_numpy(pictures(2))
     words = torch.randint(4, len(tiny.vocabulary), (2, 1, 5))
     with torch.no_grad():
-        torch.testing.assert_close(loaded(pixels, words), tiny(pixels, words), atol=0.05, rtol=0.02)
+        torch.testing.assert_close(loaded(pixels, words), tiny(pixels, words), atol=0.3, rtol=0)
 
 
 def test_saving_what_was_loaded_changes_nothing(folder: Path) -> None:
@@ -201,8 +201,8 @@ def test_damaged_figures_are_refused_and_missing_ones_are_none(folder: Path) -> 
 def test_what_float16_cannot_hold_is_not_written(tmp_path: Path) -> None:
     tiny = captioner()
     with torch.no_grad():
-        tiny.decoder.output_bias[3] = 1e6
-    with pytest.raises(CheckpointError, match=r"decoder\.output_bias .*nothing was written"):
+        tiny.decoder.output.weight[3, 3] = 1e6
+    with pytest.raises(CheckpointError, match=r"decoder\.output\.weight .*nothing was written"):
         save_captioner(tiny, tmp_path / "new", {})
     assert not list((tmp_path / "new").iterdir())
 

@@ -17,7 +17,10 @@ configs = st.builds(
     name=st.text(max_size=5),
     preprocess=st.builds(PreprocessConfig, size=st.integers(1, 999)),
     decoder=st.builds(
-        DecoderConfig, cell=st.sampled_from(sorted(CELLS)), sentinel=st.booleans(), dropout=st.floats(0, 0.9)
+        DecoderConfig,
+        cell=st.sampled_from(sorted(CELLS)),
+        sentinel=st.booleans(),
+        dropout=st.floats(0, 0.9, allow_subnormal=False),
     ),
     search=st.builds(SearchConfig, beam_size=st.integers(1, 10), seed=st.none() | st.integers(0, 2**40)),
 )

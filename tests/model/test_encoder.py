@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from model import encoder as encoders
 from model.config import EncoderConfig, PreprocessConfig
-from model.encoder import NAMES, Encoder, as_regions, build, default_preprocess
+from model.encoder import NAMES, Encoder, as_regions, build, default_preprocess, fold_norms
 from model.errors import ConfigError
 
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -78,6 +79,28 @@ def test_stages_one_after_another_are_the_encoder() -> None:
     with torch.no_grad():
         half = encoder.stages[:3](pictures)
         torch.testing.assert_close(as_regions(encoder.stages[3:](half)), encoder(pictures))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "mobilenet_v3_large"])
+def test_folding_norms_changes_no_feature(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = build(EncoderConfig(name)).eval()
+    for norm in (m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for value, low in ((norm.weight, -1.0), (norm.bias, -1.0), (norm.running_mean, -1.0), (norm.running_var, 0.5)):
+            assert value is not None
+            torch.nn.init.uniform_(value, low, 1.5)
+        norm.bias.data = norm.running_mean + (norm.bias.data - norm.running_mean).half()  # rounding apart
+    pictures = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        before = encoder(pictures)
+        fold_norms(encoder)
+        folded = copy.deepcopy(encoder.state_dict())
+        after = encoder(pictures)
+    assert (after - before).abs().max() < 1e-3 * before.abs().max()
+    assert not torch.equal(after, before)
+    fold_norms(encoder)
+    for key, value in encoder.state_dict().items():
+        torch.testing.assert_close(value, folded[key], atol=0, rtol=0, msg=key)  # twice is as once
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from PIL import Image
 from model.checkpoint import CONFIG, digest
 from model.config import SearchConfig
 from model.errors import CheckpointError
-from model.runtime.engine import CaptionEngine, load_engine
+from model.runtime.engine import Precision, load_engine
 from tests.model.tiny import pictures
+from tests.training.shapes import draw_pair
 
 EMBEDDED = Path(__file__).parents[3] / "model" / "weights" / "default"
+with_embedded = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="no embedded model in this checkout")
 # Packages that serving on a CPU must not import: each costs time or memory, or is not installed there.
 HEAVY = ("torch", "torchvision", "scipy", "pandas", "matplotlib", "safetensors", "tensorboard", "nncf", "sympy")
 
@@ -37,23 +40,27 @@ def agreement(folder: Path, pixels: NDArray[np.uint8], tolerance: float) -> floa
 
 
 def test_agrees_with_torch_on_100_pictures(checkpoint: Path) -> None:
-    assert agreement(checkpoint, pictures(100, seed=1), tolerance=0.05) >= 0.98
+    assert agreement(checkpoint, pictures(100, seed=1), tolerance=0.01) >= 0.98
 
 
-@pytest.mark.skipif(not EMBEDDED.is_dir(), reason="no embedded model in this checkout")
+@with_embedded
 def test_agrees_with_torch_on_100_pictures_with_the_embedded_model() -> None:
-    assert agreement(EMBEDDED, pictures(100, seed=2, size=224), tolerance=0.3) >= 0.98
+    drawn = [np.asarray(draw_pair(random.Random(i), 224)[0]) for i in range(100)]
+    assert agreement(EMBEDDED, np.stack(drawn), tolerance=0.2) >= 0.85
 
 
-@pytest.mark.parametrize("precision", ["f32", "auto"])
-def test_explains_like_torch(precision: str, checkpoint: Path) -> None:
-    """In float32 nearly the same numbers; with 8-bit weights still the same look of things."""
-    near = 0.01 if precision == "f32" else 0.15
-    ours: CaptionEngine = load_engine(checkpoint, "cpu", "openvino", precision=precision)  # type: ignore[arg-type]
-    theirs = load_engine(checkpoint, "cpu", "torch", precision="f32")
+@pytest.mark.parametrize(
+    ("precision", "near"),
+    [("f32", 0.002), pytest.param("auto", 0.1, marks=with_embedded)],  # 8-bit weights: still the same look of things
+)
+def test_explains_like_torch(precision: Precision, near: float, checkpoint: Path) -> None:
+    folder = checkpoint if precision == "f32" else EMBEDDED
+    ours = load_engine(folder, "cpu", "openvino", precision=precision)
+    theirs = load_engine(folder, "cpu", "torch", precision="f32")
+    pixels = np.stack([ours.preprocess(draw_pair(random.Random(i), 224)[0]) for i in range(12)])
     compared = 0
     for found in zip(
-        *(e.caption(pictures(8), SearchConfig(beam_size=1), explain=True) for e in (ours, theirs)), strict=True
+        *(e.caption(pixels, SearchConfig(beam_size=1), explain=True) for e in (ours, theirs)), strict=True
     ):
         (a, *_), (b, *_) = found
         if a.text != b.text:
@@ -103,5 +110,7 @@ def test_a_damaged_graph_is_a_clear_error(checkpoint: Path, tmp_path: Path) -> N
     content = json.loads((folder / CONFIG).read_text())
     content["files"]["graphs/encoder.xml"] = digest(graph)
     (folder / CONFIG).write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"encoder.xml cannot be read .*export it again with training.export"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)encoder\.xml cannot be read .*; export it again"
+    ):
         load_engine(folder, "cpu", "openvino")
