@@ -129,6 +129,7 @@ def card(facts: Mapping[str, Any]) -> str:
         )
     lines += ["", "## Data", "", *(f"- {text}" for text in facts["data"]), "", "## Terms", "", facts["terms"], ""]
     lines += ["## Limits", "", *(f"- {text}" for text in facts["limits"]), ""]
+    lines += ["## Failures seen", "", *(f"- {text}" for text in facts["failures"]), ""]
     return "\n".join(lines)
 
 
@@ -179,14 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of the runs that led to it, the last one's best")
     parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
-    parser.add_argument("--notes", type=Path, required=True, help="TOML with intended, data, terms and limits")
+    parser.add_argument("--notes", type=Path, required=True, help="TOML with intended, data, terms, limits and failures")
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))
-        missing = {"intended", "data", "terms", "limits"} - set(notes)
+        missing = {"intended", "data", "terms", "limits", "failures"} - set(notes)
         if missing:
             raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
         release(options.runs, options.data, options.to, notes, options.name, options.version)
