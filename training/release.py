@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of the runs that led to it, the last one's best")
     parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
-    parser.add_argument("--notes", type=Path, required=True, help="TOML with intended, data, terms, limits and failures")
+    parser.add_argument("--notes", type=Path, required=True, help="TOML with the words of the card")
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     options = parser.parse_args(arguments)
