@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+
+from model.cells import CELLS
+from model.checkpoint import CONFIG, GRAPHS, load_captioner, open_checkpoint, save_captioner
+from model.decoder import Memory
+from model.runtime.engine import load_engine
+from tests.model.tiny import captioner, pictures
+from training import export as exporting
+from training.export import ExportError, export, main
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without graphs; not to be changed."""
+    folder = tmp_path_factory.mktemp("plain") / "checkpoint"
+    save_captioner(captioner(), folder, {"data": "none"})
+    return folder
+
+
+@pytest.fixture
+def folder(plain: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(("cell", "sentinel"), [("rnn", True), ("gru", False), ("lstm-peephole", True)])
+def test_every_decoder_exports_and_steps_like_torch(cell: str, sentinel: bool, tmp_path: Path) -> None:
+    """Several steps, with beams that change their parents, in batches the graph was not traced with."""
+    assert cell in CELLS
+    save_captioner(captioner(cell=cell, sentinel=sentinel), tmp_path / "new", {})
+    export(tmp_path / "new")
+    tiny = load_captioner(tmp_path / "new")
+    rng = np.random.default_rng(0)
+    core = ov.Core()
+    read = {n: core.read_model(tmp_path / "new" / GRAPHS / f"{n}.xml") for n in ("encoder", "step")}
+    encoder, step = (core.compile_model(m, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for m in read.values())
+    pixels = pictures(3)
+    encoded = encoder([pixels])
+    with torch.inference_mode():
+        memory = tiny.encode(torch.from_numpy(pixels))
+        for name, value in memory._asdict().items():
+            np.testing.assert_allclose(encoded[name], value, atol=0.05)
+        memory = Memory(*(torch.from_numpy(encoded[name].copy()) for name in Memory._fields))
+        state = tiny.decoder.initial_state(memory, 1)
+        for beams in (4, 4, 2):
+            words = rng.integers(4, len(tiny.vocabulary), (3, beams))
+            parents = rng.integers(0, state.shape[1], (3, beams))
+            results = step([memory.keys.numpy(), memory.values.numpy(), words, parents, state.numpy()])
+            chosen = state.gather(1, torch.from_numpy(parents)[:, :, None].expand(-1, -1, state.shape[-1]))
+            out = tiny.decoder.step(memory, torch.from_numpy(words), chosen)
+            expected = tiny.decoder.log_probabilities(out.logits, tiny.config.temperature)
+            np.testing.assert_allclose(results["log_probabilities"][..., 4:], expected[..., 4:], atol=0.03)
+            np.testing.assert_allclose(results["state_out"], out.state, atol=0.02)
+            np.testing.assert_allclose(results["attention"], out.attention, atol=0.01)
+            np.testing.assert_allclose(results["gates"], out.gates, atol=0.02)
+            state = out.state
+
+
+def test_the_digests_of_the_graphs_are_recorded(folder: Path) -> None:
+    assert [name for name in open_checkpoint(folder).digests if name.startswith(GRAPHS)] == []
+    export(folder)
+    opened = open_checkpoint(folder)
+    recorded = {name for name in opened.digests if name.startswith(GRAPHS)}
+    assert recorded == {f"{GRAPHS}/{path.name}" for path in (folder / GRAPHS).iterdir()}
+    assert {f"{GRAPHS}/encoder.xml", f"{GRAPHS}/step.bin"} <= recorded
+    for name in opened.digests:
+        opened.verified(name)
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name != GRAPHS]  # nothing temporary left
+
+
+@pytest.mark.parametrize("output", ["keys", "start", "log_probabilities", "attention"])
+def test_graphs_that_compute_something_else_are_not_written(
+    output: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One output of the converted graph is off by a tenth; torch's is not."""
+    convert = exporting._convert
+
+    class Off(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module, outputs: Any) -> None:
+            super().__init__()
+            self.module, self.outputs = module, outputs
+
+        def forward(self, *inputs: Any) -> Any:
+            return tuple(
+                value * 1.1 if name == output else value
+                for name, value in zip(self.outputs, self.module(*inputs), strict=True)
+            )
+
+    def wrong(module: Any, example: Any, inputs: Any, outputs: Any) -> Any:
+        return convert(Off(module, outputs) if output in outputs else module, example, inputs, outputs)
+
+    before = (folder / CONFIG).read_text()
+    monkeypatch.setattr(exporting, "_convert", wrong)
+    with pytest.raises(ExportError, match=rf"output {output} is off torch's by [\d.]+%; nothing was written"):
+        export(folder)
+    assert not (folder / GRAPHS).exists()
+    assert (folder / CONFIG).read_text() == before
+
+
+def test_a_graph_that_says_forbidden_words_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = exporting._convert
+
+    def wrong(module: Any, *rest: Any) -> Any:
+        if isinstance(module, exporting.StepGraph):
+            module = exporting.StepGraph(module.decoder, module.temperature)
+            monkeypatch.setattr(module.decoder, "log_probabilities", lambda logits, t: (logits / t).log_softmax(-1))
+            graph = convert(module, *rest)
+            monkeypatch.delattr(module.decoder, "log_probabilities")
+            return graph
+        return convert(module, *rest)
+
+    monkeypatch.setattr(exporting, "_convert", wrong)
+    with pytest.raises(ExportError, match="output log_probabilities forbids other words than torch's"):
+        export(folder)
+
+
+def test_a_failed_export_leaves_the_model_that_stands_there(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Path(shutil.copytree(checkpoint, tmp_path / "served"))
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+    def fails(*_: Any) -> None:
+        raise ExportError("off by a mile")
+
+    monkeypatch.setattr(exporting, "_check", fails)
+    assert main([str(folder), "--to", str(target)]) == 1
+    assert "error: off by a mile" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.glob("tmp*"))
+
+
+def test_exported_elsewhere_it_serves_there(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(checkpoint, tmp_path / "served"))  # another model, to be replaced whole
+    assert main([str(folder), "--to", str(target)]) == 0
+    assert not (folder / GRAPHS).exists()
+    engine = load_engine(target, "cpu", "openvino")
+    assert engine.card == {"data": "none"}
+    assert engine.caption(pictures(1))[0][0].text
+    assert target.stat().st_mode & 0o055 == 0o055
+    assert json.loads((target / CONFIG).read_text())["model"]["decoder"]["sentinel"] is False
+
+
+def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([str(tmp_path / "none")], [str(tmp_path / "none"), "--to", str(tmp_path / "new")]):
+        assert main(arguments) == 1
+        assert "error: no checkpoint folder at" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

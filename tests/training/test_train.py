@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoint import load_captioner, open_checkpoint
+from model.config import SearchConfig
+from model.errors import ConfigError
+from model.vocabulary import Vocabulary
+from tests.training import tiny
+from tests.training.shapes import write_shapes
+from training import engine
+from training.config import Recipe
+from training.data import CaptionData, DataError, read
+from training.engine import Evaluation, TrainingDiverged
+from training.train import _parameter_groups, _schedule, main, train
+
+ALWAYS, NEVER = -1.0, 1e9  # save_every: after each step, or only after each epoch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
+    return tiny.shapes(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(recipe: Recipe, data: CaptionData, folder: Path, cache: Path, init: Path | None = None) -> Path:
+    return train(recipe, data, folder, cache, tiny.CPU, init)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that a run leaves behind but its clock times."""
+    state = torch.load(folder / "state.pt", weights_only=True)
+    best = load_captioner(folder / "best")
+    return {
+        "model": state["model"],
+        "optimizer": state["optimizer"]["state"],
+        "average": state["average"],
+        "progress": state["progress"],
+        "history": json.loads((folder / "history.json").read_text()),
+        "best": best.state_dict(),
+        "metrics": dict(open_checkpoint(folder / "best").metrics["validation"]),
+    }
+
+
+def assert_same(mine: Any, other: Any) -> None:
+    """Equal to the last bit, in nested containers of tensors."""
+    if isinstance(mine, torch.Tensor):
+        assert torch.equal(mine, other)
+    elif isinstance(mine, dict):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            assert_same(mine[key], other[key])
+    elif isinstance(mine, list):
+        assert len(mine) == len(other)
+        for a, b in zip(mine, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert mine == other
+
+
+class Killed(BaseException):
+    """Raised where a run is to die; nothing in the program catches it."""
+
+
+def dying(call: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """`call`, but its `at`-th call kills."""
+    count = 0
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Killed
+        return call(*arguments, **named)
+
+    return counted
+
+
+# --- a whole run -----------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_checkpoint_a_log_and_its_history(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    recipe = tiny.recipe()
+    best = run(recipe, data, tmp_path / "run", cache)
+    opened = open_checkpoint(best)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert all(entry["val_cider"].keys() == {"shapes"} for entry in history)
+    assert history[1]["train_loss"] < history[0]["train_loss"]
+    top = max(history, key=lambda entry: entry["val_cider"]["shapes"])
+    assert opened.metrics["validation"] == top
+    assert opened.metrics["recipe"] == json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert opened.metrics["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    assert opened.config.name == "tiny"
+    assert set(opened.vocabulary.words[4:]) == {w for p in data.split("train") for c in p.captions for w in c.split()}
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    load_captioner(best)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    data: CaptionData, cache: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(tiny.recipe(seed=seed, epochs=1), data, tmp_path / name, cache)
+    same, again, other = (result(tmp_path / name) for name in "abc")
+    assert_same(same, again)
+    assert same["history"] != other["history"]
+
+
+def test_the_best_checkpoint_is_of_the_best_epoch_and_a_run_without_progress_stops(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([1.0, 5.0, 4.0, 4.9, 4.8, 9.0])
+    weights = []
+
+    def evaluate(captioner: Any, *_: Any) -> Evaluation:
+        weights.append(captioner.decoder.output.weight.detach().clone())
+        return Evaluation([["a"]], {"shapes": next(scores), "more": 100.0}, 1.0, 0.0)
+
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    best = run(tiny.recipe(epochs=50, patience=3, average=0.0), data, tmp_path, cache)
+    assert len(weights) == 5  # 3 epochs after the best one
+    assert load_captioner(best).state_dict()["decoder.output.weight"].equal(weights[1].half().float())
+    assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
+
+
+def test_validated_and_saved_is_the_average_trained_on_are_the_weights(
+    data: CaptionData, cache: Path, tmp_path: Path
+) -> None:
+    best = load_captioner(run(tiny.recipe(epochs=1), data, tmp_path, cache)).state_dict()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    shadow = dict(zip((name for name in best if name.startswith("decoder.")), state["average"]["shadow"], strict=False))
+    name = "decoder.output.weight"
+    index = [n for n, _ in load_captioner(tmp_path / "best").decoder.named_parameters()].index("output.weight")
+    assert shadow
+    assert torch.equal(best[name], state["average"]["shadow"][index].half().float())
+    assert not torch.equal(best[name], state["model"][name].half().float())
+
+
+def test_only_what_the_recipe_trains_changes(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    for stages in (0, 2):
+        recipe = replace(tiny.recipe(epochs=1), train_stages=stages)
+        fresh = tiny.captioner(data, recipe)  # not the run's own start, but the same frozen shape
+        best = load_captioner(run(recipe, data, tmp_path / str(stages), cache))
+        names = {name.rpartition(".")[0] for name, p in best.encoder.stages[:-1].named_parameters() if p.ndim}
+        assert names
+        state = torch.load(tmp_path / str(stages) / "state.pt", weights_only=True)
+        moved = {int(i) for i in state["optimizer"]["state"]}
+        groups = _parameter_groups(fresh, len(fresh.encoder.stages) - stages, recipe.train)
+        assert len(moved) == sum(len(group["params"]) for group in groups)
+        assert len(groups) == (2 if stages == 0 else 6)
+
+
+def test_later_stages_learn_faster_and_vectors_do_not_decay(data: CaptionData) -> None:
+    recipe = tiny.recipe(learning_rate=1.0, encoder_learning_rate=0.1, encoder_decay=0.5, weight_decay=0.2)
+    captioner = tiny.captioner(data)
+    groups = _parameter_groups(captioner, 6, recipe.train)
+    assert [group["peak"] for group in groups] == pytest.approx([1, 1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+    for group in groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+        assert all(p.requires_grad for p in group["params"])
+    assert not any(p.requires_grad for p in captioner.encoder.stages[:6].parameters())
+    assert len({id(p) for group in groups for p in group["params"]}) == sum(len(g["params"]) for g in groups)
+
+
+def test_the_schedule_warms_up_and_falls_to_a_twentieth() -> None:
+    rates = [_schedule(step, 100, 10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1
+    assert rates[100] == pytest.approx(0.05)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert _schedule(3, 2, 10) == pytest.approx(0.4)  # a run shorter than its warm-up
+
+
+# --- resume ----------------------------------------------------------------------------------------
+
+FULL = {"scheduled_sampling": 0.5, "label_smoothing": 0.1}
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: CaptionData, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    run(tiny.recipe(**FULL), data, folder, cache)
+    return result(folder)
+
+
+@pytest.mark.parametrize(
+    ("save_every", "at"), [*((ALWAYS, at) for at in range(1, 9)), *((NEVER, at) for at in (2, 4, 6, 8))]
+)
+def test_a_run_killed_at_any_step_or_validation_ends_like_one_never_killed(
+    save_every: float, at: int, unbroken: dict[str, Any], data: CaptionData, cache: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """3 steps and a validation, twice; each calls `likelihood_loss` once."""
+    monkeypatch.setattr("training.config.TrainConfig.__eq__", _equal_but_for_saving)
+    recipe = tiny.recipe(save_every=save_every, **FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "likelihood_loss", dying(engine.likelihood_loss, at))
+        with pytest.raises(Killed):
+            run(recipe, data, tmp_path, cache)
+    run(recipe, data, tmp_path, cache)
+    assert_same(result(tmp_path), unbroken)
+
+
+def _equal_but_for_saving(mine: Any, other: Any) -> bool:
+    return asdict(mine) | {"save_every": 0} == asdict(other) | {"save_every": 0}
+
+
+@pytest.mark.parametrize("at", [2, 3, 4, 5, 6, 7])
+def test_a_run_killed_while_it_writes_ends_like_one_never_killed(
+    at: int, unbroken: dict[str, Any], data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of the renames that put a file in place: of weights, figures, config, history and state."""
+    recipe = tiny.recipe(**FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(os.replace, at))
+        with pytest.raises(Killed):
+            run(recipe, data, tmp_path, cache)
+    run(recipe, data, tmp_path, cache)
+    assert_same(result(tmp_path), unbroken)
+
+
+def test_self_critical_training_resumes_too(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe(objective="cider", epochs=1, samples=3, save_every=ALWAYS)
+    run(recipe, data, tmp_path / "whole", cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "cider_loss", dying(engine.cider_loss, 3))
+        with pytest.raises(Killed):
+            run(recipe, data, tmp_path / "broken", cache)
+    run(recipe, data, tmp_path / "broken", cache)
+    assert_same(result(tmp_path / "broken"), result(tmp_path / "whole"))
+
+
+def test_a_process_that_was_killed_goes_on(
+    unbroken: dict[str, Any], data: CaptionData, cache: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, from which no handler can save anything, in the middle of the fifth step."""
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from tests.training import tiny
+from tests.training.test_train import FULL
+from training import engine
+from training.data import read
+from training.train import train
+loss, calls = engine.likelihood_loss, []
+def dying(*arguments):
+    calls.append(1)
+    if len(calls) == 6:  # the fourth was the validation
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(*arguments)
+engine.likelihood_loss = dying
+train(tiny.recipe(**FULL), read({str(data.pictures[0].path.parent.parent)!r}), Path({str(tmp_path)!r}),
+      Path({str(cache)!r}), tiny.CPU, None)
+"""
+    root = Path(__file__).parents[2]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other parts would differ in the last bit
+    killed = subprocess.run([sys.executable, "-c", program], cwd=root, env=os.environ | threads, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "state.pt").is_file()
+    run(tiny.recipe(**FULL), data, tmp_path, cache)
+    assert_same(result(tmp_path), unbroken)
+
+
+def test_a_finished_run_is_not_run_again(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe(epochs=1)
+    best = run(recipe, data, tmp_path, cache)
+    before = result(tmp_path)
+    monkeypatch.setattr(engine, "likelihood_loss", dying(engine.likelihood_loss, 1))
+    assert run(recipe, data, tmp_path, cache) == best
+    assert_same(result(tmp_path), before)
+
+
+def test_a_folder_of_another_recipe_or_other_data_is_refused(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    run(tiny.recipe(epochs=1), data, tmp_path / "run", cache)
+    with pytest.raises(DataError, match=r"holds a run of another recipe; take another --run folder"):
+        run(tiny.recipe(epochs=2), data, tmp_path / "run", cache)
+    fewer_words = CaptionData(
+        tuple(p for p in data.pictures if p.split != "train" or "triangle" not in p.captions[0]), {}
+    )
+    with pytest.raises(DataError, match=r"holds a run on other data; take another --run folder"):
+        run(tiny.recipe(epochs=1), fewer_words, tmp_path / "run", cache)
+
+
+# --- from a checkpoint -----------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_a_checkpoint(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    first = run(tiny.recipe(), data, tmp_path / "first", cache)
+    before = load_captioner(first)
+    recipe = tiny.recipe(epochs=1, learning_rate=0.0, weight_decay=0.0, average=0.0)
+    recipe = replace(recipe, model=replace(recipe.model, name="second", search=SearchConfig(beam_size=5)))
+    second = run(recipe, data, tmp_path / "second", cache, init=first)
+    after = load_captioner(second)
+    assert_same(after.state_dict(), before.state_dict())  # at a learning rate of 0
+    assert after.vocabulary.words == before.vocabulary.words
+    assert after.config == replace(before.config, name="second", search=SearchConfig(beam_size=5))
+
+
+def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
+    data: CaptionData, cache: Path, tmp_path: Path
+) -> None:
+    from model.checkpoint import save_captioner
+
+    captioner = tiny.captioner(data)
+    captioner.config = replace(captioner.config, temperature=1.7)
+    save_captioner(captioner, tmp_path / "init", {})
+    best = run(tiny.recipe(epochs=1), data, tmp_path / "run", cache, init=tmp_path / "init")
+    assert open_checkpoint(best).config.temperature == 1.0
+
+
+def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_shapes(tmp_path / "set", train=12, val=4, test=2, size=32)
+    text = (folder / "captions.txt").read_text().replace("above", "right of")
+    (folder / "captions.txt").write_text(text)
+    data = read(folder)
+    recipe = tiny.recipe(objective="cider", epochs=1, samples=2, batch_size=12)
+    recipe = replace(recipe, train_stages=9, augment=replace(recipe.augment, flip=True))
+    seen: list[tuple[engine.Batch, list[list[str]]]] = []
+    memory_of = engine.memory_of
+    batches: list[engine.Batch] = []
+
+    def watched(captioner: Any, inputs: torch.Tensor, frozen: int) -> Any:
+        return memory_of(captioner, inputs, frozen)
+
+    def cider_loss(captioner: Any, memory: Any, pictures: list[int], reward: Any, *_: Any) -> Any:
+        references = []
+        vocabulary: Vocabulary = captioner.vocabulary
+        for picture in pictures:
+            # The reference itself earns the most; find it among all captions by its reward.
+            known = [c for p in data.pictures for c in p.captions] + [
+                engine.mirrored(c) for p in data.pictures for c in p.captions
+            ]
+            ids = [[*vocabulary.encode(c), 2] for c in known]
+            scores = reward.score(ids, [picture] * len(ids))
+            references.append([c for c, s in zip(known, scores, strict=True) if s == max(scores)])
+        seen.append((batches[-1], references))
+        return memory.start.sum() * 0, 0.0
+
+    make = engine.CaptionSource._batch
+
+    def batch(self: Any, *arguments: Any) -> engine.Batch:
+        batches.append(make(self, *arguments))
+        return batches[-1]
+
+    monkeypatch.setattr(engine, "memory_of", watched)
+    monkeypatch.setattr(engine, "cider_loss", cider_loss)
+    monkeypatch.setattr(engine.CaptionSource, "_batch", batch)
+    run(recipe, data, tmp_path / "run", cache)
+    ((made, references),) = seen
+    assert True in made.flipped
+    assert False in made.flipped
+    pictures = data.split("train")
+    for row, flip, found in zip(made.rows, made.flipped, references, strict=True):
+        own = pictures[row].captions[0]
+        assert (engine.mirrored(own) if flip else own) in found
+
+
+# --- mistakes --------------------------------------------------------------------------------------
+
+
+def test_divergence_stops_with_advice_and_keeps_the_last_save(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe(save_every=ALWAYS)
+    loss, calls = engine.likelihood_loss, []
+
+    def diverging(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return loss(*arguments) * (float("nan") if len(calls) == 3 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "likelihood_loss", diverging)
+        with pytest.raises(TrainingDiverged, match=r"lower train\.learning_rate"):
+            run(recipe, data, tmp_path, cache)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 2
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_part_of_the_data_that_is_missing_is_named(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        some = CaptionData(tuple(p for p in data.pictures if p.split != split), {})
+        with pytest.raises(DataError, match=rf"no {split} pictures in the data; hold some out with PATH:{split}=N"):
+            run(tiny.recipe(), some, tmp_path, cache)
+
+
+@pytest.mark.parametrize("stages", [-1, 10])
+def test_more_stages_than_there_are_is_an_error(stages: int, data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"train_stages is {stages}, the encoder has 9"):
+        run(replace(tiny.recipe(), train_stages=stages), data, tmp_path, cache)
+
+
+@pytest.fixture
+def folder(data: CaptionData) -> str:
+    return str(data.pictures[0].path.parent.parent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "nonesuch", "--data", "{folder}"], "error: no recipe at nonesuch"),
+        (["--recipe", "{tmp}/wrong.toml", "--data", "{folder}"], "error: unknown key 'epoch'"),
+        (["--recipe", "flickr8k", "--data", "{tmp}/nowhere"], "nowhere: no such file or folder"),
+        (["--recipe", "flickr8k", "--data", "{tmp}"], "found no captions.txt"),
+        (["--recipe", "{tmp}/odd.toml", "--data", "{folder}"], "error: unknown encoder 'vgg99'"),
+        (["--recipe", "{tmp}/file.toml", "--data", "{folder}"], "error: no encoder weights at nowhere.pth"),
+        (["--recipe", "flickr8k", "--data", "{folder}", "--init", "{tmp}/none"], "error: no checkpoint folder at"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    arguments: list[str], message: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.toml").write_text("epoch = 3")
+    (tmp_path / "odd.toml").write_text("[model.encoder]\nname = 'vgg99'")
+    (tmp_path / "file.toml").write_text("encoder_weights = 'nowhere.pth'")
+    given = [a.format(folder=folder, tmp=tmp_path) for a in arguments]
+    assert main([*given, "--run", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_the_command_line_trains(folder: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text("""
+encoder_weights = "none"
+min_count = 1
+[model]
+name = "small"
+preprocess.size = 32
+encoder.name = "resnet18"
+decoder.embed_size = 8
+decoder.hidden_size = 16
+search.max_length = 8
+[train]
+epochs = 1
+precision = "fp32"
+""")
+    arguments = ["--recipe", str(recipe), "--data", folder, "--run", str(tmp_path / "run"), "--seed", "7"]
+    assert main([*arguments, "--cache", str(tmp_path / "cache"), "--device", "cpu"]) == 0
+    opened = open_checkpoint(tmp_path / "run" / "best")
+    assert opened.config.name == "small"
+    assert opened.config.preprocess.mean == pytest.approx((123.675, 116.28, 103.53))  # resnet's own
+    assert opened.metrics["recipe"]["train"]["seed"] == 7
