@@ -110,7 +110,5 @@ def test_a_damaged_graph_is_a_clear_error(checkpoint: Path, tmp_path: Path) -> N
     content = json.loads((folder / CONFIG).read_text())
     content["files"]["graphs/encoder.xml"] = digest(graph)
     (folder / CONFIG).write_text(json.dumps(content))
-    with pytest.raises(
-        CheckpointError, match=r"(?s)encoder\.xml cannot be read .*; export it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)encoder\.xml cannot be read .*; export it again"):
         load_engine(folder, "cpu", "openvino")
