@@ -126,7 +126,7 @@ def page(start: dict[str, list[Norms]], trained: dict[str, Trained], recipe: Rec
         [
             "# The recurrent cells, compared",
             "",
-            "<!-- Written by python -m training.compare_cells; change that, not this. -->",
+            "Written by `python -m training.compare_cells --data SET`; change that, not this.",
             "",
             "![How much of the first input reaches step t, and validation CIDEr, for each cell](images/cells.png)",
             "",
@@ -149,11 +149,14 @@ def page(start: dict[str, list[Norms]], trained: dict[str, Trained], recipe: Rec
             "",
             f"Recipe `{recipe.name}`, seed {recipe.train.seed}: {recipe.train.epochs} epochs on {pictures} pictures of "
             f"{source} with a frozen {recipe.model.encoder.name}; validation of the best epoch, beam "
-            f"{recipe.model.search.beam_size}. One run a cell: differences of a CIDEr point or two are chance.",
+            f"{recipe.model.search.beam_size}. One run a cell, so small differences are chance.",
             "",
             "| cell | decoder parameters | validation loss | validation CIDEr | epoch |",
             "|---|---|---|---|---|",
             *rows,
+            "",
+            "Captions are some ten words long, and attention shows the picture anew at every step: little must be "
+            "remembered over many steps, so a longer reach need not show in these figures.",
             "",
         ]
     )
