@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from training.augment import AugmentConfig, augment, mirrored
 from training.cider import CiderD
 from training.config import TrainConfig
 from training.features import Features
+from training.metrics import repeats_bigram
 
 
 class TrainingDiverged(RuntimeError):
@@ -288,10 +288,5 @@ def evaluate(
         rows = [i for i, name in enumerate(sources) if name == source]
         scorer = CiderD([references[i] for i in rows])
         cider[source] = 100 * float(scorer.score([captions[i] for i in rows], range(len(rows))).mean())
-    repeated = sum(_repeats(words) for words in captions) / len(captions)
+    repeated = sum(repeats_bigram(words) for words in captions) / len(captions)
     return Evaluation(captions, cider, float(np.average(losses, weights=weights)), repeated)
-
-
-def _repeats(words: Sequence[str]) -> bool:
-    bigrams = list(itertools.pairwise(words))
-    return len(set(bigrams)) < len(bigrams)
