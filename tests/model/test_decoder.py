@@ -70,6 +70,20 @@ def test_attention_reads_the_regions_it_names() -> None:
 
 
 @torch.no_grad()
+def test_the_sentinel_competes_with_the_regions_and_brings_its_own_value() -> None:
+    made = decoder(sentinel=True, attention_heads=1)
+    assert made.sentinel is not None
+    h, regions = torch.randn(1, 1, 16), torch.zeros(1, 5, 16)
+    _, value = made.sentinel(h).chunk(2, -1)
+    for sign, share in ((1, 1.0), (-1, 0.0)):
+        made.sentinel.weight[:16] = 0
+        made.sentinel.bias[:16] = sign * 1000 * made.query(h)[0, 0]  # its key: all the query asks for, or the opposite
+        context, attention = made._attend(h, Memory(regions, regions, regions))
+        assert float(attention[0, 0, -1]) == pytest.approx(share)
+        torch.testing.assert_close(context, share * value)
+
+
+@torch.no_grad()
 @every_cell
 @settings(max_examples=10, deadline=None)
 @given(batch=st.integers(1, 4), captions=st.integers(1, 3), steps=st.integers(1, 5), seed=st.integers(0, 999))
