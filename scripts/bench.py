@@ -48,6 +48,7 @@ from model.runtime import CaptionEngine, load_engine  # isort: skip
 PROGRESS = sys.stderr
 MAX_PIXELS = 100_000_000
 OURS = "ours"
+SETTLE = 0.2  # seconds before each turn: the threads of torch's OpenMP spin on for a while, beside whoever comes next
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n'
 
 
@@ -140,6 +141,8 @@ def interleaved(
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:  # nobody always runs after the same neighbour
             taking_part = number <= (only or {}).get(name, rounds)
+            if taking_part:
+                time.sleep(SETTLE)
             sample = contenders[name]() if taking_part else None
             if number:
                 samples[name].append(sample)
