@@ -22,9 +22,9 @@ import torch
 
 from model.config import override
 from model.errors import CaptionModelError, ConfigError
-from training.config import Recipe
+from training.config import RECIPES, Recipe
 from training.data import DataError, read
-from training.train import RECIPES, train
+from training.train import best_epoch, train
 
 log = logging.getLogger("training.ablate")
 
@@ -40,7 +40,7 @@ class Row:
     @property
     def best(self) -> Mapping[str, Any]:
         """The epoch with the best validation CIDEr on the first data set."""
-        return max(self.history, key=lambda epoch: next(iter(epoch["val_cider"].values())))
+        return best_epoch(self.history)
 
 
 def recipes_of(file: Path) -> dict[str, tuple[Recipe, str]]:

@@ -26,9 +26,9 @@ from model.cells import CELLS, Cell
 from model.checkpoint import load_captioner
 from model.config import CellKind
 from model.errors import CaptionModelError
-from training.config import Recipe, read_recipe
+from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
-from training.train import RECIPES, train
+from training.train import best_epoch, train
 
 log = logging.getLogger("training.compare_cells")
 
@@ -99,7 +99,7 @@ def train_cells(recipe: Recipe, data: CaptionData, runs: Path, cache: Path, devi
         best = train(mine, data, runs / kind, cache, device, None)
         captioner = load_captioner(best)
         history: list[dict[str, Any]] = json.loads((runs / kind / "history.json").read_text())
-        row = max(history, key=lambda epoch: next(iter(epoch["val_cider"].values())))
+        row = best_epoch(history)
         # Real captions, one after the other, as the trained layer's inputs.
         words = [i for p in data.split("val")[:STEPS] for i in captioner.vocabulary.encode(p.captions[0])][:STEPS]
         norms = reach(captioner.decoder.layer1, captioner.decoder.embedding.weight[words])
@@ -210,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        named = RECIPES / f"{options.recipe}.toml"
-        recipe = read_recipe(named if named.is_file() else Path(options.recipe))
+        recipe = find_recipe(options.recipe)
         data = read(*options.data)
         sizes = recipe.model.decoder
         start: dict[str, list[Norms]] = {

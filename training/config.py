@@ -56,6 +56,15 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name in training/recipes, or in the TOML file of that path."""
+    named = RECIPES / f"{name}.toml"
+    return read_recipe(named if named.is_file() else Path(name))
+
+
 def read_recipe(path: Path, base: Recipe | None = None) -> Recipe:
     """The recipe in a TOML file; unknown keys, wrong values and malformed files raise `ConfigError`."""
     try:

@@ -32,6 +32,7 @@ from training.data import DataError, Picture, read
 from training.evaluate import caption_pictures, describe, evaluate
 from training.export import export
 from training.metrics import MetricError, expected_calibration_error, repeats_bigram, require_java
+from training.train import best_epoch
 
 log = logging.getLogger("training.release")
 
@@ -92,7 +93,7 @@ def stages_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     for run in runs:
         recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
         history = json.loads((run / "history.json").read_text(encoding="utf-8"))
-        best = max(history, key=lambda epoch: next(iter(epoch["val_cider"].values())))
+        best = best_epoch(history)
         stages.append({"recipe": recipe, "epochs": len(history), "best_epoch": best["epoch"], "history": history})
     return stages
 

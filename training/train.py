@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,12 +28,10 @@ from model.errors import CaptionModelError, ConfigError
 from model.vocabulary import END, Vocabulary
 from training import engine, features
 from training.cider import CiderD
-from training.config import Recipe, TrainConfig, read_recipe
+from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, read
 
 log = logging.getLogger("training")
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
@@ -157,6 +155,11 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
     return run / "best"
 
 
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of a run's epochs, as history.json holds them, the one with the best CIDEr on the first data set."""
+    return max(history, key=lambda epoch: next(iter(epoch["val_cider"].values())))
+
+
 def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captioner:
     if init is not None:
         captioner = load_captioner(init)
@@ -258,8 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        named = RECIPES / f"{options.recipe}.toml"
-        recipe = read_recipe(named if named.is_file() else Path(options.recipe))
+        recipe = find_recipe(options.recipe)
         if options.seed is not None:
             recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,8 +6,7 @@ import pytest
 
 from model.config import ModelConfig, PreprocessConfig
 from model.errors import ConfigError
-from training.config import Recipe, TrainConfig, read_recipe
-from training.train import RECIPES
+from training.config import RECIPES, Recipe, TrainConfig, read_recipe
 
 
 def write(folder: Path, text: str) -> Path:
