@@ -37,10 +37,12 @@ class DecoderConfig:
     """Sizes of the one-to-many decoder."""
 
     cell: CellKind = "lstm"
-    embed_size: int = 256  # word vectors, tied to the output layer
+    embed_size: int = 256  # word vectors
+    tied: bool = True  # the output layer compares with the word vectors themselves; false: with vectors of its own
     hidden_size: int = 512  # state of both recurrent layers
     attention_heads: int = 4  # heads of the dot-product attention over the regions
     sentinel: bool = False  # adaptive attention: a learned extra "region" for words that need no look
+    feed_attention: bool = False  # layer 1 reads what the step before attended to, beside the word
     dropout: float = 0.3  # on word vectors, states and the output, in training only
 
 
@@ -51,9 +53,9 @@ class SearchConfig:
     strategy: Strategy = "beam"
     beam_size: int = 3  # 1 is greedy
     num_captions: int = 1
-    max_length: int = 20  # words, the end not counted
+    max_length: int = 20  # tokens (words, or pieces of words where the vocabulary holds these), the end not counted
     length_penalty: float = 0.7  # score = log-probability / tokens ** length_penalty
-    block_ngram: int = 3  # no n-gram of this size twice; 0 switches it off
+    block_ngram: int = 3  # no n-gram of tokens of this size twice; 0 switches it off
     temperature: float = 1.0  # sampling only
     top_p: float = 1.0  # sampling only
     seed: int | None = None  # sampling only; None draws a fresh one

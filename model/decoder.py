@@ -7,6 +7,10 @@
 Layer 2 does not feed back into layer 1. Teacher forcing therefore runs two fused recurrent layers
 and one attention over all time steps at once, and a decoding step is a handful of small products.
 The picture's keys and values are computed once for all its captions and beams.
+
+With `feed_attention` layer 1 also reads what the step before attended to (input feeding, Luong et al.
+2015), and teacher forcing runs layer 1 step by step. What that was follows from layer 1's state, which
+asked for it, so it is computed again and the state stays as wide as without it.
 """
 
 from __future__ import annotations
@@ -64,7 +68,7 @@ class Decoder(nn.Module):
         self.region_norm = nn.LayerNorm(A)
         self.position = nn.Parameter(torch.zeros(regions, A))  # where in the grid a region lies
         self.start = nn.Linear(A, cell.states * H)
-        self.layer1 = cell(E, H)
+        self.layer1 = cell(E + A if config.feed_attention else E, H)
         self.query = nn.Linear(H, A)
         self.key = nn.Linear(A, A)
         self.value = nn.Linear(A, A)
@@ -72,6 +76,7 @@ class Decoder(nn.Module):
         self.layer2 = cell(H + A, H)
         self.output = nn.Linear(H + A, E)
         self.output_bias = nn.Parameter(torch.zeros(V))
+        self.output_words = None if config.tied else nn.Parameter(torch.randn(V, E) * E**-0.5)
         self.dropout = nn.Dropout(config.dropout)
         never = torch.zeros(V)
         never[[PAD, START, UNKNOWN]] = -1e4  # probability 0; finite, because a float16 graph must hold it
@@ -108,8 +113,11 @@ class Decoder(nn.Module):
         x = self.dropout(self.embedding(words)).view(B * N, T, -1)
         start = memory.start.repeat_interleave(N, 0)  # (B * N, states * H)
         first: State = start.chunk(self.layer1.states, -1)
-        h1, _ = self.layer1.run(x, tuple(s.contiguous() for s in first))  # (B * N, T, H)
-        context, _ = self._attend(h1.reshape(B, N * T, -1), memory)  # (B, N * T, A)
+        if self.config.feed_attention:
+            h1, context = self._feed(x, first, memory)
+        else:
+            h1, _ = self.layer1.run(x, tuple(s.contiguous() for s in first))  # (B * N, T, H)
+            context, _ = self._attend(h1.reshape(B, N * T, -1), memory)  # (B, N * T, A)
         h1 = self.dropout(h1)
         x2 = torch.cat([h1, context.view(B * N, T, -1)], -1)
         h2, _ = self.layer2.run(x2, self.layer2.initial_state(B * N))
@@ -125,6 +133,9 @@ class Decoder(nn.Module):
         B, K = words.shape
         parts = state.view(B * K, -1).chunk(2 * self.layer1.states, -1)
         x = self.embedding(words).view(B * K, -1)
+        if self.config.feed_attention:
+            before, _ = self._attend(parts[self.layer1.states - 1].view(B, K, -1), memory)
+            x = torch.cat([x, before.view(B * K, -1)], -1)
         step1 = self.layer1(x, parts[: self.layer1.states])
         context, attention = self._attend(step1.hidden.view(B, K, -1), memory)
         x2 = torch.cat([step1.hidden, context.view(B * K, -1)], -1)
@@ -161,6 +172,21 @@ class Decoder(nn.Module):
             attention = weights.mean(1)
         return context.transpose(1, 2).reshape(B, Q, -1), attention
 
+    def _feed(self, x: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Layer 1 with attention feeding: word vectors (B * N, T, E) -> hidden states and contexts (B * N, T, H or A).
+
+        The first word comes with what layer 1's first state looks at.
+        """
+        B = memory.keys.shape[0]
+        context, _ = self._attend(state[-1].reshape(B, len(x) // B, -1), memory)
+        hidden, contexts = [], []
+        for word in x.unbind(1):
+            state = self.layer1(torch.cat([word, self.dropout(context).view(len(x), -1)], -1), state).state
+            context, _ = self._attend(state[-1].view(B, len(x) // B, -1), memory)
+            hidden.append(state[-1])
+            contexts.append(context.view(len(x), -1))
+        return torch.stack(hidden, 1), torch.stack(contexts, 1)
+
     def _split(self, x: Tensor) -> Tensor:
         B, Q, _ = x.shape
         return x.view(B, Q, self.config.attention_heads, -1).transpose(1, 2)
@@ -170,5 +196,7 @@ class Decoder(nn.Module):
         return out
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., E) -> logits (..., V), by the word vectors themselves (Press & Wolf 2017)."""
+        """Outputs (..., E) -> logits (..., V), by the word vectors themselves (Press & Wolf 2017) unless untied."""
+        if self.output_words is not None:
+            return F.linear(outputs, self.output_words, self.output_bias)
         return F.linear(outputs, self.embedding.weight, self.output_bias)

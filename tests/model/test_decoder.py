@@ -15,6 +15,7 @@ from tests.model.tiny import decoder, memory
 
 every_cell = pytest.mark.parametrize("cell", sorted(CELLS))
 with_and_without_sentinel = pytest.mark.parametrize("sentinel", [False, True])
+with_and_without_feeding = pytest.mark.parametrize("feed_attention", [False, True])
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -32,9 +33,12 @@ def step_through(made: Decoder, of: Memory, words: Tensor) -> Tensor:
 @torch.no_grad()
 @every_cell
 @with_and_without_sentinel
+@with_and_without_feeding
 @pytest.mark.parametrize(("batch", "captions", "steps"), [(1, 1, 1), (3, 2, 6)])
-def test_teacher_forcing_equals_stepping(cell: str, sentinel: bool, batch: int, captions: int, steps: int) -> None:
-    made = decoder(cell=cell, sentinel=sentinel)
+def test_teacher_forcing_equals_stepping(
+    cell: str, sentinel: bool, feed_attention: bool, batch: int, captions: int, steps: int
+) -> None:
+    made = decoder(cell=cell, sentinel=sentinel, feed_attention=feed_attention)
     of = memory(made, batch)
     words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(1))
     logits = made(of, words)
@@ -90,7 +94,7 @@ def test_the_sentinel_competes_with_the_regions_and_brings_its_own_value() -> No
 def test_a_batch_equals_each_picture_and_caption_alone(
     cell: str, batch: int, captions: int, steps: int, seed: int
 ) -> None:
-    made = decoder(cell=cell, sentinel=seed % 2 == 0)
+    made = decoder(cell=cell, sentinel=seed % 2 == 0, feed_attention=seed % 3 == 0)
     of = memory(made, batch, seed)
     words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(seed))
     together = made(of, words)
@@ -113,8 +117,49 @@ def test_later_words_change_nothing_before_them() -> None:
 
 
 @torch.no_grad()
-def test_hypotheses_of_a_picture_keep_their_own_state() -> None:
-    made = decoder()
+@every_cell
+def test_what_was_attended_to_is_fed_to_the_next_step(cell: str) -> None:
+    """Of two decoders with the same weights, one blind to what layer 1 is fed, only that one forgets the last look."""
+    made = decoder(cell=cell, feed_attention=True)
+    of = memory(made, 1)
+    state = made.initial_state(of, 1)
+    elsewhere = Memory(of.keys, of.values.flip(1), of.start)  # the same look, at other contents
+    words = torch.tensor([[5]])
+
+    def layer1(memory: Memory) -> torch.Tensor:
+        return made.step(memory, words, state).state.chunk(2, -1)[0]
+
+    assert (layer1(of) - layer1(elsewhere)).abs().max() > 1e-3
+    made.layer1.weight_ih[:, -16:] = 0
+    torch.testing.assert_close(layer1(of), layer1(elsewhere), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_switches_that_are_off_leave_no_trace() -> None:
+    """Weights and results are those of a decoder that has no such switches."""
+    made = decoder(tied=True, feed_attention=False)
+    assert made.layer1.weight_ih.shape[1] == 8
+    assert "output_words" not in made.state_dict()
+    assert made.state_size == decoder(feed_attention=True).state_size
+
+
+@torch.no_grad()
+def test_an_untied_output_has_vectors_of_its_own() -> None:
+    tied, untied = decoder(), decoder(tied=False)
+    assert untied.output_words is not None
+    outputs = torch.randn(3, 8)
+    torch.testing.assert_close(untied.logits(outputs), outputs @ untied.output_words.T + untied.output_bias)
+    before = tied.logits(outputs), untied.logits(outputs)
+    for made in (tied, untied):
+        made.embedding.weight[7] += 1
+    assert not torch.equal(tied.logits(outputs), before[0])
+    torch.testing.assert_close(untied.logits(outputs), before[1], atol=0, rtol=0)
+
+
+@torch.no_grad()
+@with_and_without_feeding
+def test_hypotheses_of_a_picture_keep_their_own_state(feed_attention: bool) -> None:
+    made = decoder(feed_attention=feed_attention)
     of = memory(made, 2)
     first = made.step(of, torch.tensor([[4], [5]]), made.initial_state(of, 1))
     assert first.state.shape == (2, 1, made.state_size)
@@ -166,7 +211,7 @@ def test_dropout_is_for_training_only() -> None:
 
 def test_every_parameter_learns() -> None:
     for cell in CELLS:
-        made = decoder(cell=cell, sentinel=True)
+        made = decoder(cell=cell, sentinel=True, tied=cell != "lstm", feed_attention=cell == "lstm")
         of = made.memory(torch.randn(2, 5, 6))
         made(of, torch.randint(4, 12, (2, 2, 4))).square().mean().backward()
         for name, parameter in made.named_parameters():
