@@ -73,7 +73,9 @@ class AttentionOut(BaseModel):
 class TokenOut(BaseModel):
     """One decision of the decoder: a word, or "." for the end of the caption."""
 
-    text: str
+    text: str = Field(
+        description='The word; of a model that writes in pieces of words a piece, "##board" going on with the last.'
+    )
     probability: float = Field(ge=0, le=1)
     alternatives: list[AlternativeOut] | None = Field(None, description="With `explain`: other words, likeliest first.")
     attention: AttentionOut | None = Field(None, description="With `explain`: where the decoder looked.")

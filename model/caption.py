@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A word the decoder nearly chose."""
+    """A word, or a piece of one, that the decoder nearly chose."""
 
     text: str
     probability: float
@@ -38,7 +38,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One decision of the decoder: a word, or "." for the decision to end the caption."""
+    """One decision of the decoder: a word, or "." for the decision to end the caption.
+
+    With a vocabulary of pieces it is a piece of a word, and "##board" goes on with the word before it.
+    """
 
     text: str
     probability: float

@@ -20,7 +20,7 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 32  # pictures; each comes with `captions_per_picture` captions
     captions_per_picture: int = 5
-    max_words: int = 20  # longer captions are cut
+    max_words: int = 20  # longer captions are cut; counted in pieces where the vocabulary holds these
     learning_rate: float = 1e-3  # peak, of the decoder
     encoder_learning_rate: float = 1e-4  # peak, of the last encoder stage that is trained
     encoder_decay: float = 0.7  # each stage before it learns by this factor slower
@@ -51,7 +51,9 @@ class Recipe:
     encoder_weights: str = "imagenet"  # or a file, or "none"
     train_stages: int = 0  # how many of the encoder's last stages are trained; what enters them is cached
     views: int = 1  # cached views a picture: itself, then augmented ones (with every stage trained: ignored)
-    min_count: int = 5  # how often a word must occur to be learnt
+    vocabulary: Literal["words", "pieces"] = "words"  # pieces of words are learnt by merging letters
+    pieces: int = 2000  # how many of them
+    min_count: int = 5  # how often a word, or with pieces a letter, must occur to be learnt
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -143,7 +143,8 @@ def cider_loss(
     words = draw(captioner, Memory(*(part.detach() for part in memory)), samples, max_words)  # (B, N, T + 1)
     B, N, _ = words.shape
     said = words[..., 1:] != PAD
-    candidates = [[i for i in ids if i != PAD] for ids in words[..., 1:].flatten(0, 1).tolist()]
+    counted = captioner.vocabulary.counted
+    candidates = [counted([i for i in ids if i != PAD]) for ids in words[..., 1:].flatten(0, 1).tolist()]
     scores = reward.score(candidates, [row for row in rows for _ in range(N)])
     r = torch.from_numpy(scores).float().view(B, N).to(words.device)
     advantage = (r - r.mean(1, keepdim=True)) * N / (N - 1)  # = r - mean of the others

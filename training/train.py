@@ -30,6 +30,7 @@ from training import engine, features
 from training.cider import CiderD
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, read
+from training.pieces import build_pieces
 
 log = logging.getLogger("training")
 
@@ -88,7 +89,8 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
 
     if config.objective == "cider":
         # Mirrored pictures have references of their own, in the second half.
-        ids = [[[*caption, END] for caption in mine] for mine in (*source.ids, *source.mirrored_ids)]
+        counted = captioner.vocabulary.counted
+        ids = [[counted([*caption, END]) for caption in mine] for mine in (*source.ids, *source.mirrored_ids)]
         reward = CiderD(ids, ids[: len(source.ids)])  # document frequencies: of the training pictures only
 
     def loss_of(memory: Memory, batch: engine.Batch) -> tuple[Tensor, float]:
@@ -170,7 +172,11 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
         )
         captioner.decoder.dropout.p = model.decoder.dropout
         return captioner
-    vocabulary = Vocabulary.build((c for p in data.split("train") for c in p.captions), recipe.min_count)
+    captions = [caption for picture in data.split("train") for caption in picture.captions]
+    if recipe.vocabulary == "pieces":
+        vocabulary = build_pieces(captions, recipe.pieces, recipe.min_count)
+    else:
+        vocabulary = Vocabulary.build(captions, recipe.min_count)
     weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
     preprocess = default_preprocess(recipe.model.encoder.name, recipe.model.preprocess.size)
     return Captioner(replace(recipe.model, preprocess=preprocess), vocabulary, weights)

@@ -75,3 +75,24 @@ def test_the_fingerprint_tells_vocabularies_apart(known: list[str], data: st.Dat
 )
 def test_a_sentence_starts_with_a_capital_and_ends_with_a_stop(said: list[str], expected: str) -> None:
     assert sentence(said) == expected
+
+
+PIECES = Vocabulary((*SPECIAL, "a", "s", "skate", "##s", "##board", "##er", "##e", "##r"))
+
+
+def test_words_are_cut_into_the_longest_pieces_known() -> None:
+    cut = [PIECES.words[i] for i in PIECES.encode("A skateboarder skates")]
+    assert cut == ["a", "skate", "##board", "##er", "skate", "##s"]
+    assert PIECES.encode("a xylophone") == [4, UNKNOWN]
+
+
+def test_pieces_are_joined_to_words() -> None:
+    ids = PIECES.encode("a skateboarder")
+    assert PIECES.decode([START, *ids, END, PAD]) == ["a", "skateboarder"]
+    assert PIECES.decode(ids[2:]) == ["boarder"]  # a piece that has nothing to go on with
+
+
+def test_scores_count_what_a_vocabulary_of_words_holds_as_it_is() -> None:
+    ids = [4, UNKNOWN, END]
+    assert Vocabulary((*SPECIAL, "a")).counted(ids) == ids
+    assert PIECES.counted([4, 6, 8, END]) == ["a", "skateboard", "<end>"]
