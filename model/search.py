@@ -1,13 +1,13 @@
 """Beam search and sampling over an abstract step, batched over pictures.
 
 One code serves NumPy and torch (through array-api-compat), on any device. Nothing loops over
-pictures or beams, and a step asks the device one question: is everything finished?
+pictures or beams, and a step asks the device one question: how many pictures are finished?
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import array_api_compat
 import numpy as np
@@ -17,23 +17,69 @@ from model.vocabulary import END, PAD, START, UNKNOWN
 
 Array = Any  # a NumPy array or a torch tensor
 
+LEAVING = 4  # finished pictures leave once they are this part of the batch: each time costs a copy of the rest
 _SAMPLING_ROUNDS = 8  # how often sampling tries again for captions it has not drawn yet
 
 
+class Candidates(NamedTuple):
+    """The likeliest ways to go on, C a picture, best first, each array (B, C)."""
+
+    scores: Array  # log-probability of the hypothesis with the word
+    parents: Array  # which hypothesis it extends, int64
+    words: Array  # int64
+    log_probabilities: Array  # of the word alone
+
+
 class Stepper(Protocol):
-    """A decoder that remembers its own state for B pictures with K hypotheses each."""
+    """A decoder that remembers its own state for B pictures with K hypotheses each.
+
+    Both kinds of step take words (B, K), the last word of each hypothesis, and parents (B, K), for
+    each the index of the hypothesis of the step before that it extends; None at the first step.
+    """
 
     batch: int  # B
 
-    def start(self) -> Array:
-        """Reset to one hypothesis a picture, the start word, (B, 1), int64: where and how arrays are kept."""
+    def start(self, hypotheses: int = 1) -> Array:
+        """Reset to all pictures, each with K equal hypotheses: start words (B, K), int64."""
 
     def step(self, words: Array, parents: Array | None) -> Array:
-        """Log-probabilities (B, K, V) of the next word, in an array that the search may write into.
+        """Log-probabilities (B, K, V) of the next word, in an array that the search may write into."""
 
-        words: (B, K), the last word of each hypothesis. parents: (B, K), for each the index of the
-        hypothesis of the step before that it extends; None at the first step.
-        """
+    def candidates(
+        self, words: Array, parents: Array | None, scores: Array, forbidden: Array | None, count: int
+    ) -> Candidates:
+        """A step, and the `count` best hypotheses it leads to (see `best_candidates`)."""
+
+    def keep(self, rows: Array) -> None:
+        """Go on with the pictures at `rows` alone, in that order."""
+
+
+class Done(NamedTuple):
+    """Captions that have ended, best first: scores (B, K), -inf in an empty place; the others (B, K, T)."""
+
+    scores: Array
+    words: Array
+    log_probabilities: Array
+
+    @classmethod
+    def none(cls, xp: Any, like: Array, K: int, T: int) -> Done:
+        """None yet, for scores such as `like`, (B, C)."""
+        B, device = len(like), array_api_compat.device(like)
+        return cls(
+            xp.full((B, K), -float("inf"), dtype=like.dtype, device=device),
+            xp.full((B, K, T), PAD, dtype=xp.int64, device=device),
+            xp.zeros((B, K, T), dtype=like.dtype, device=device),
+        )
+
+    def joined_by(self, xp: Any, rows: Array, scores: Array, words: Array, log_probs: Array) -> Done:
+        """The best K of these and others: scores (B, C), words and log_probs (B, C, t)."""
+        K, T = self.words.shape[1:]
+        scores, best = _top_k(xp.concat([self.scores, scores], axis=1), K)
+        return Done(
+            scores,
+            xp.concat([self.words, _pad_last(xp, words, T, PAD)], axis=1)[rows, best],
+            xp.concat([self.log_probabilities, _pad_last(xp, log_probs, T, 0)], axis=1)[rows, best],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,64 +110,71 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     counted as a token. A picture is finished when `num_captions` captions have ended and no live
     hypothesis scores better now than the worst of them: without a length penalty none could later.
     At `max_length` words only the end may follow, at its true probability, so every caption is a
-    whole sequence of the model.
+    whole sequence of the model. Finished pictures leave the batch.
     """
     K = max(config.beam_size, config.num_captions)
-    words = stepper.start()
-    xp = array_api_compat.array_namespace(words)
-    device = array_api_compat.device(words)
-    B = stepper.batch
-    rows = xp.arange(B, device=device)[:, None]  # (B, 1): values[rows, index] picks (B, C, ...) from (B, K, ...)
-    log_probs = stepper.step(words, None)  # (B, 1, V)
-    V = log_probs.shape[-1]
-    minus_inf = -float("inf")
-    # Live hypotheses: their sum of log-probabilities, words and each word's log-probability.
-    scores = xp.zeros((B, 1), dtype=log_probs.dtype, device=device)
-    history = xp.zeros((B, 1, 0), dtype=xp.int64, device=device)
-    history_lp = xp.zeros((B, 1, 0), dtype=log_probs.dtype, device=device)
-    # Ended ones, best first; -inf marks an empty place.
+    # Each live hypothesis has one ending, so the best 2K hold K that go on. Greedy search takes the
+    # best and nothing else: a second-best ending would compete with the caption that went on.
+    C = 2 * K if K > 1 else 1
     T = config.max_length + 1
-    done_scores = xp.full((B, K), minus_inf, dtype=log_probs.dtype, device=device)
-    done_words = xp.full((B, K, T), PAD, dtype=xp.int64, device=device)
-    done_lp = xp.zeros((B, K, T), dtype=log_probs.dtype, device=device)
-    finished = xp.zeros((B,), dtype=xp.bool, device=device)
+    words = stepper.start(K)
+    xp = array_api_compat.array_namespace(words)
+    on_host = array_api_compat.is_numpy_array(words)
+    device = array_api_compat.device(words)
+    minus_inf = -float("inf")
+    places = xp.arange(stepper.batch, device=device)  # of the pictures still searched, among all
+    rows = places[:, None]  # (B, 1): values[rows, index] picks (B, C, ...) from (B, K, ...)
+    # Live hypotheses: their sum of log-probabilities, words and each word's log-probability. They begin as
+    # one, whose copies cannot win: arrays of one shape throughout cost less than the work saved.
+    scores = xp.where(xp.arange(K, device=device) == 0, xp.zeros_like(words, dtype=xp.float32), minus_inf)
+    history = xp.zeros((stepper.batch, K, 0), dtype=xp.int64, device=device)
+    history_lp = xp.zeros((stepper.batch, K, 0), dtype=xp.float32, device=device)
+    parent = done = None
+    found: list[tuple[Array, Done]] = []  # finished pictures: their places, and what they ended with
 
     for t in range(T):
-        _restrict(xp, log_probs, history, t, config)
-        candidates = xp.reshape(scores[:, :, None] + log_probs, (B, -1))  # (B, live * V)
-        # Each live hypothesis has one ending, so the best 2K hold K that go on. Greedy search takes the
-        # best and nothing else: a second-best ending would compete with the caption that went on.
-        top, index = _top_k(candidates, min(2 * K, candidates.shape[-1]) if K > 1 else 1)  # (B, C)
-        parent, word = index // V, index % V
-        word_lp = xp.reshape(log_probs, (B, -1))[rows, index]
-        # (B, C, t + 1): every candidate written out.
-        cand_words = xp.concat([history[rows, parent], word[:, :, None]], axis=-1)
-        cand_lp = xp.concat([history_lp[rows, parent], word_lp[:, :, None]], axis=-1)
-
-        # Those that end compete with the ones that ended before. On a GPU asking whether any did
-        # would cost more than the work it saves.
-        ended = word == END
+        forbidden = _forbidden(xp, history, t, config)
+        best = stepper.candidates(words, parent, scores, forbidden, C)
+        ended = best.words == END
         length = float(t + 1) ** config.length_penalty
-        if not array_api_compat.is_numpy_array(ended) or ended.any():
-            pool_scores = xp.concat([done_scores, xp.where(ended, top / length, minus_inf)], axis=1)
-            pool_words = xp.concat([done_words, _pad_last(xp, cand_words, T, PAD)], axis=1)
-            pool_lp = xp.concat([done_lp, _pad_last(xp, cand_lp, T, 0)], axis=1)
-            done_scores, best = _top_k(pool_scores, K)
-            done_words, done_lp = pool_words[rows, best], pool_lp[rows, best]
-
-        # Those that do not end live on.
+        # On a GPU asking whether any ended would cost more than the work it saves.
+        if not on_host or ended.any():
+            # Those that end compete with the ones that ended before, those that do not live on.
+            whole = xp.concat([history[rows, best.parents], best.words[:, :, None]], axis=-1)  # (B, C, t + 1)
+            whole_lp = xp.concat([history_lp[rows, best.parents], best.log_probabilities[:, :, None]], axis=-1)
+            done = Done.none(xp, best.scores, K, T) if done is None else done
+            ranks = xp.where(ended, best.scores / length, minus_inf)
+            done = done.joined_by(xp, rows, ranks, whole, whole_lp)
+            live, order = _top_k(xp.where(ended, minus_inf, best.scores), K)
+            best = Candidates(live, *(part[rows, order] for part in best[1:]))
         if t == T - 1:
             break
-        scores, best = _top_k(xp.where(ended, minus_inf, top), min(K, top.shape[-1]))
-        finished = finished | (scores[:, 0] / length < done_scores[:, config.num_captions - 1])
-        if bool(xp.all(finished)):
+        scores, parent, words, log_probs = (part[:, :K] for part in best)
+        history = xp.concat([history[rows, parent], words[:, :, None]], axis=-1)
+        history_lp = xp.concat([history_lp[rows, parent], log_probs[:, :, None]], axis=-1)
+        if done is None:
+            continue
+        finished = scores[:, 0] / length < done.scores[:, config.num_captions - 1]
+        count = int(xp.sum(xp.astype(finished, xp.int64)))
+        if count == len(places):
             break
-        # A finished picture finds nothing more while others go on: a batch gives what each alone gives.
-        scores = xp.where(finished[:, None], minus_inf, scores)
-        history, history_lp = cand_words[rows, best], cand_lp[rows, best]
-        log_probs = stepper.step(history[:, :, -1], parent[rows, best])
+        if count * LEAVING >= len(places):
+            order = xp.argsort(xp.astype(finished, xp.int64), stable=True)
+            stay, leave = order[:-count], order[-count:]
+            found.append((places[leave], Done(*(part[leave] for part in done))))
+            stepper.keep(stay)
+            done = Done(*(part[stay] for part in done))
+            places, scores, parent, words, history, history_lp = (
+                part[stay] for part in (places, scores, parent, words, history, history_lp)
+            )
+            rows = rows[: len(stay)]
+        elif count:
+            # It finds nothing more while others go on: a batch gives what each alone gives.
+            scores = xp.where(finished[:, None], minus_inf, scores)
 
-    return _collect(done_scores, done_words, done_lp, config.num_captions)
+    assert done is not None
+    found.append((places, done))
+    return _collect(found, stepper.batch, config.num_captions)
 
 
 def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]]:
@@ -163,7 +216,7 @@ def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.S
     finished = xp.zeros((B, count), dtype=xp.bool, device=device)
     same = xp.broadcast_to(xp.arange(count, dtype=xp.int64, device=device), (B, count))
     for t in range(config.max_length + 1):
-        _restrict(xp, log_probs, history, t, config)
+        _forbid(xp, log_probs, _forbidden(xp, history, t, config))
         draw = xp.asarray(rng.random(count), dtype=log_probs.dtype, device=device)
         word = _draw(xp, log_probs / config.temperature, config.top_p, xp.broadcast_to(draw, (B, count)))
         lp = xp.take_along_axis(log_probs, word[:, :, None], axis=-1)
@@ -177,35 +230,65 @@ def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.S
         parent = same
     lengths = xp.sum(xp.astype(history != PAD, history_lp.dtype), axis=-1)
     scores = xp.sum(history_lp, axis=-1) / lengths
-    return _collect(scores, history, history_lp, count)
+    every = xp.arange(B, device=device)
+    return _collect([(every, Done(scores, history, history_lp))], B, count)
 
 
-def _restrict(xp: Any, log_probs: Array, history: Array, t: int, config: SearchConfig) -> None:
-    """Give -inf, in place, to what must not follow: special words, an end at once, a repeated n-gram.
+def best_candidates(log_probs: Array, scores: Array, forbidden: Array | None, count: int) -> Candidates:
+    """The `count` best of all hypotheses, each extended by every word that may follow it.
 
-    At the limit nothing but the end may follow.
+    log_probs: (B, K, V), overwritten. scores: (B, K), log-probabilities so far. forbidden: (B, K, F),
+    words that may not follow; None where only the end may. Fewer than `count` where there are not as many.
     """
-    minus_inf = -float("inf")
-    log_probs[:, :, [PAD, START, UNKNOWN]] = minus_inf
-    if t == 0:
-        log_probs[:, :, END] = minus_inf
+    xp = array_api_compat.array_namespace(log_probs)
+    B, K, V = log_probs.shape
+    rows = xp.arange(B, device=array_api_compat.device(log_probs))[:, None]
+    if forbidden is None:
+        log_probs, V = log_probs[:, :, END : END + 1], 1
+    else:
+        _forbid(xp, log_probs, forbidden)
+    flat = xp.reshape(scores[:, :, None] + log_probs, (B, -1))
+    top, index = _top_k(flat, min(count, K * V))
+    words = xp.full_like(index, END) if forbidden is None else index % V
+    parents = index // V
+    return Candidates(top, parents, words, xp.reshape(log_probs, (B, -1))[rows, index])
+
+
+def _forbidden(xp: Any, history: Array, t: int, config: SearchConfig) -> Array | None:
+    """(B, K, F), what must not follow: special words, an end at once, a repeated n-gram.
+
+    None at the limit: nothing but the end may follow.
+    """
     if t == config.max_length:
-        log_probs[:, :, :END] = minus_inf
-        log_probs[:, :, END + 1 :] = minus_inf
-        return
+        return None
+    B, K, _ = history.shape
+    device = array_api_compat.device(history)
+    never = [PAD, START, UNKNOWN] if t else [PAD, START, UNKNOWN, END]
+    words = xp.broadcast_to(xp.asarray(never, dtype=xp.int64, device=device), (B, K, len(never)))
     n = config.block_ngram
-    if n and t >= n:
-        # Where the last n - 1 words stood before, the word that followed then is forbidden now.
-        windows = t - n + 1
-        B, K, _ = history.shape
-        device = array_api_compat.device(history)
-        match = xp.ones((B, K, windows), dtype=xp.bool, device=device)
-        for i in range(n - 1):
-            match = match & (history[:, :, i : i + windows] == history[:, :, windows + i, None])
-        followers = xp.where(match, history[:, :, n - 1 :], PAD)  # PAD is never said, so forbidding it is free
-        rows = xp.arange(B, device=device)[:, None, None]
-        columns = xp.arange(K, device=device)[None, :, None]
-        log_probs[rows, columns, followers] = minus_inf
+    if not n or t < n:
+        return words
+    # Where the last n - 1 words stood before, the word that followed then is forbidden now.
+    windows = t - n + 1
+    match = xp.ones((B, K, windows), dtype=xp.bool, device=device)
+    for i in range(n - 1):
+        match = match & (history[:, :, i : i + windows] == history[:, :, windows + i, None])
+    if array_api_compat.is_numpy_array(match) and not match.any():
+        return words
+    followers = xp.where(match, history[:, :, n - 1 :], PAD)  # PAD is forbidden already
+    return xp.concat([words, followers], axis=-1)
+
+
+def _forbid(xp: Any, log_probs: Array, forbidden: Array | None) -> None:
+    """Give -inf, in place, to the words (B, K, F) of (B, K, V); None: to all but the end."""
+    if forbidden is None:
+        log_probs[:, :, :END] = -float("inf")
+        log_probs[:, :, END + 1 :] = -float("inf")
+        return
+    B, K, _ = log_probs.shape
+    device = array_api_compat.device(log_probs)
+    rows, columns = xp.arange(B, device=device)[:, None, None], xp.arange(K, device=device)[:, None]
+    log_probs[rows, columns, forbidden] = -float("inf")
 
 
 def _draw(xp: Any, log_probs: Array, top_p: float, draw: Array) -> Array:
@@ -242,20 +325,17 @@ def _top_k(values: Array, k: int) -> tuple[Array, Array]:
     return values[rows, index], index
 
 
-def _collect(scores: Array, words: Array, log_probs: Array, count: int) -> list[list[Hypothesis]]:
-    """Arrays -> hypotheses, on the host; empty places are left out."""
-    scores, words, log_probs = (np.asarray(a.cpu() if hasattr(a, "cpu") else a) for a in (scores, words, log_probs))
-    found: list[list[Hypothesis]] = []
-    for b in range(words.shape[0]):
-        mine = []
-        for k in range(min(count, words.shape[1])):
-            if not np.isfinite(scores[b, k]):
-                continue
-            ids = words[b, k].tolist()
-            ids = ids[: ids.index(END) + 1]
-            mine.append(Hypothesis(tuple(ids), tuple(log_probs[b, k, : len(ids)].tolist()), float(scores[b, k])))
-        found.append(mine)
-    return found
+def _collect(found: list[tuple[Array, Done]], batch: int, count: int) -> list[list[Hypothesis]]:
+    """Places and what ended there -> each picture's hypotheses, on the host; empty places are left out."""
+    collected: list[list[Hypothesis]] = [[] for _ in range(batch)]
+    for places, done in found:
+        on_host = (np.asarray(a.cpu() if hasattr(a, "cpu") else a) for a in (places, *done))
+        for place, scores, words, log_probs in zip(*on_host, strict=True):
+            for score, ids, lps in zip(*(part[:count].tolist() for part in (scores, words, log_probs)), strict=True):
+                if np.isfinite(score):
+                    end = ids.index(END) + 1
+                    collected[place].append(Hypothesis(tuple(ids[:end]), tuple(lps[:end]), score))
+    return collected
 
 
-__all__ = ["Hypothesis", "Stepper", "beam_search", "sample", "search"]
+__all__ = ["Candidates", "Hypothesis", "Stepper", "beam_search", "best_candidates", "sample", "search"]

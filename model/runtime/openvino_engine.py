@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
+import openvino.opset13 as opset
 from numpy.typing import NDArray
 
 from model.caption import Caption
@@ -19,7 +23,7 @@ from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import Hypothesis
+from model.search import Candidates, best_candidates
 from model.search import search as find
 from model.vocabulary import START
 
@@ -30,7 +34,12 @@ ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 EXPLAINING = ("attention", "gates")
 OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
 
-T = TypeVar("T")
+
+class Lane(NamedTuple):
+    """What one call computes with, while others use theirs."""
+
+    encoder: ov.InferRequest
+    step: ov.InferRequest
 
 
 @dataclass(frozen=True)
@@ -50,35 +59,62 @@ class OpenVINORegions(Regions):
 
 
 class OpenVINOStepper:
-    """A `search.Stepper` over an infer request of the step graph."""
+    """A `search.Stepper` over an infer request of a step graph."""
 
     def __init__(self, request: ov.InferRequest, regions: OpenVINORegions) -> None:
         self.batch = len(regions)
         self._request, self._regions = request, regions
-        # Tensors share memory with arrays; `_inputs` keeps those alive that OpenVINO reads.
-        self._inputs: dict[str, NDArray[Any]] = {}
+        self._inputs: dict[str, NDArray[Any]] = {}  # what OpenVINO reads, in memory that is kept here
         self._state = regions.start
-        self._set("keys", regions.keys)
-        self._set("values", regions.values)
 
-    def start(self) -> NDArray[np.int64]:
-        """One start word a picture, (B, 1)."""
-        start = self._regions.start[:, None]
+    def start(self, hypotheses: int = 1) -> NDArray[np.int64]:
+        """The start word of K equal hypotheses a picture, (B, K)."""
+        start = np.repeat(self._regions.start[:, None], hypotheses, 1)
         self._state = np.concatenate([start, np.zeros_like(start)], -1)
-        return np.full((self.batch, 1), START, np.int64)
+        self._set("keys", self._regions.keys)
+        self._set("values", self._regions.values)
+        return np.full((self.batch, hypotheses), START, np.int64)
 
     def step(self, words: NDArray[np.int64], parents: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """Log-probabilities (B, K, V), in memory that the next step uses again."""
-        self.run(words, parents)
+        scores = np.zeros(words.shape, np.float32)
+        self.candidates(words, parents, scores, np.zeros((*words.shape, 1), np.int64), 1)
         return self.output("log_probabilities")
+
+    def candidates(
+        self,
+        words: NDArray[np.int64],
+        parents: NDArray[np.int64] | None,
+        scores: NDArray[np.float32],
+        forbidden: NDArray[np.int64] | None,
+        count: int,
+    ) -> Candidates:
+        """A step, and the `count` best hypotheses it leads to, found inside the graph."""
+        self._set("scores", scores)
+        self._set("forbidden", np.zeros((*words.shape, 1), np.int64) if forbidden is None else forbidden)
+        self._set("count", np.asarray(1 if forbidden is None else count, np.int64))
+        self.run(words, parents)
+        if forbidden is None:
+            return best_candidates(self.output("log_probabilities"), scores, None, count)
+        index = self.output("candidates")
+        size = self._request.get_tensor("log_probabilities").shape[-1]
+        return Candidates(
+            self.output("candidate_scores").copy(), index // size, index % size, self.output("candidate_words").copy()
+        )
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Go on with the pictures at `rows` alone."""
+        self._state = self._state[rows]
+        for name in ("keys", "values"):
+            self._set(name, self._inputs[name][rows])
 
     def run(self, words: NDArray[np.int64], parents: NDArray[np.int64] | None) -> None:
         """One step; `output` then reads what it gave."""
         self._set("words", words)
         self._set("parents", np.zeros_like(words) if parents is None else parents)
         self._set("state", self._state)
-        self._request.infer()
-        self._state = self.output("state_out").copy()
+        self._request.infer(share_outputs=True)
+        self._state = self.output("state_out")
 
     def output(self, name: str) -> NDArray[np.float32]:
         """An output of the last step, a view that the next step overwrites."""
@@ -86,8 +122,14 @@ class OpenVINOStepper:
         return values
 
     def _set(self, name: str, values: NDArray[Any]) -> None:
-        self._inputs[name] = np.require(values, requirements=("C", "W"))  # OpenVINO takes no read-only memory
-        self._request.set_tensor(name, ov.Tensor(self._inputs[name], shared_memory=True))
+        """Bind an input once for each shape, then only fill it."""
+        bound = self._inputs.get(name)
+        if bound is None or bound.shape != values.shape:
+            # A copy of its own: the given array may be read-only, not contiguous, or an output of the graph.
+            self._inputs[name] = np.array(values, order="C")
+            self._request.set_tensor(name, ov.Tensor(self._inputs[name], shared_memory=True))
+        else:
+            np.copyto(bound, values)
 
 
 class OpenVINOEngine(CaptionEngine):
@@ -99,8 +141,10 @@ class OpenVINOEngine(CaptionEngine):
         checkpoint = open_checkpoint(folder)
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
         core = self._core = ov.Core()
-        threads = threads or cpu_quota()
-        core.set_property("CPU", {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True})
+        threads = self.lanes = threads or cpu_quota()
+        # Threads are not tied to cores: whatever else runs on one of them would hold them up.
+        common = {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True, "ENABLE_CPU_PINNING": False}
+        core.set_property("CPU", common)
         fast = precision == "auto"
         bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         encoder = _read(core, checkpoint, ENCODER)
@@ -111,66 +155,82 @@ class OpenVINOEngine(CaptionEngine):
         rows, columns = (int(n) for n in step.get_rt_info(["grid"]).astype(str).split(","))
         self._grid = rows, columns
         self._explaining_model = step.clone()
-        self._explaining: ov.InferRequest | None = None
+        self._explaining: ov.CompiledModel | None = None
+        self._compiling = Lock()
         for output in [output for output in step.outputs if output.get_any_name() in EXPLAINING]:
             step.remove_result(output.get_node())
+        _add_candidates(step)
 
-        # One picture: every thread works on its encoding. Several: each thread takes some of them, all the
-        # way, which saves meeting at every layer. A decoding step is too small to share among threads.
-        precise = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
-        alone = core.compile_model(encoder, "CPU", {"INFERENCE_NUM_THREADS": threads, **precise})
-        self._encoder = alone.create_infer_request()
-        streams = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
-        steps = core.compile_model(step, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **streams})
-        self._steps = [steps.create_infer_request() for _ in range(threads)]
-        self._encoders = [self._encoder]
-        if threads > 1:
-            side_by_side = core.compile_model(encoder, "CPU", {**precise, **streams})
-            self._encoders = [side_by_side.create_infer_request() for _ in range(threads)]
+        def compiled(model: ov.Model, precision: str, threads: int, streams: int) -> list[ov.InferRequest]:
+            settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
+            made = core.compile_model(model, "CPU", settings)
+            return [made.create_infer_request() for _ in range(streams)]
+
+        def lanes(encoder_threads: int, step_threads: int, count: int) -> list[Lane]:
+            encoders = compiled(encoder, "bf16" if bf16 else "f32", encoder_threads, count)
+            return [Lane(*pair) for pair in zip(encoders, compiled(step, "f32", step_threads, count), strict=True)]
+
+        # A lone picture: every thread works on its encoding; a decoding step is too small to share. Else each
+        # thread takes pictures of its own all the way, which saves meeting at every layer.
+        (self._alone,) = lanes(threads, 1, 1)
+        self._alone_free = Lock()
+        self._free: SimpleQueue[Lane] = SimpleQueue()
+        for lane in lanes(threads, threads, threads) if threads > 1 else [self._alone]:
+            self._free.put(lane)
         self._pool = ThreadPoolExecutor(threads, "engine")
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        def run(request: ov.InferRequest, rows: NDArray[np.int64]) -> list[dict[str, NDArray[np.float32]]]:
-            encoded = []
-            for row in rows:
-                results = request.infer({"pixels": np.ascontiguousarray(pixels[row : row + 1])}, share_inputs=True)
-                encoded.append({port.get_any_name(): value for port, value in results.items()})
-            return encoded
-
-        requests = [self._encoder] if len(pixels) == 1 else self._encoders
-        parts = self._side_by_side(run, requests, len(pixels))
-        return OpenVINORegions(*(np.concatenate([part[name] for part in parts]) for name in OUTPUTS))
+        encoded = []
+        with self._lane(len(pixels)) as lane:
+            for row in range(len(pixels)):
+                results = lane.encoder.infer({"pixels": np.ascontiguousarray(pixels[row : row + 1])}, share_inputs=True)
+                encoded.append([results[name] for name in OUTPUTS])
+        if len(encoded) == 1:
+            return OpenVINORegions(*encoded[0])
+        return OpenVINORegions(*(np.concatenate(parts) for parts in zip(*encoded, strict=True)))
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
-
-        def run(request: ov.InferRequest, rows: NDArray[np.int64]) -> list[list[Hypothesis]]:
-            return find(OpenVINOStepper(request, regions.select(rows.tolist())), search or self.config.search)
-
-        found = self._side_by_side(run, self._steps, len(regions))
+        with self._lane(len(regions)) as lane:
+            found = find(OpenVINOStepper(lane.step, regions), search or self.config.search)
         details = self._details(regions, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._gate_names, self._grid, details)
 
-    def _side_by_side(
-        self,
-        run: Callable[[ov.InferRequest, NDArray[np.int64]], list[T]],
-        requests: Sequence[ov.InferRequest],
-        count: int,
-    ) -> list[T]:
-        """`run` for `count` pictures, their rows dealt out to the requests; results in order."""
-        shares = np.array_split(np.arange(count), min(len(requests), count))
+    def caption(
+        self, pixels: NDArray[np.uint8], search: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        """`encode`, then `generate`, the pictures dealt out to all lanes."""
+        shares = np.array_split(pixels, min(self.lanes, len(pixels)))
         if len(shares) == 1:
-            return run(requests[0], shares[0])
-        return [result for results in self._pool.map(run, requests, shares) for result in results]
+            return self.generate(self.encode(pixels), search, explain)
+        run = self._pool.map(lambda share: self.generate(self.encode(share), search, explain), shares)
+        return [found for share in run for found in share]
+
+    @contextmanager
+    def _lane(self, pictures: int) -> Iterator[Lane]:
+        """A lane of one's own; for one picture while nobody else computes, the one that has all threads."""
+        if pictures == 1 and self._free.qsize() == self.lanes and self._alone_free.acquire(blocking=False):
+            try:
+                yield self._alone
+            finally:
+                self._alone_free.release()
+            return
+        lane = self._free.get()
+        try:
+            yield lane
+        finally:
+            self._free.put(lane)
 
     def _details(self, regions: OpenVINORegions, words: NDArray[np.int64]) -> StepDetails:
         """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
-        if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
-            compiled = self._core.compile_model(self._explaining_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            self._explaining = compiled.create_infer_request()
-        stepper = OpenVINOStepper(self._explaining, regions)
+        with self._compiling:
+            if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
+                precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+                self._explaining = self._core.compile_model(self._explaining_model, "CPU", precise)
+            request = self._explaining.create_infer_request()
+        stepper = OpenVINOStepper(request, regions)
         stepper.start()
         B, N, T = words.shape
         same = np.broadcast_to(np.arange(N, dtype=np.int64), (B, N)).copy()
@@ -180,6 +240,35 @@ class OpenVINOEngine(CaptionEngine):
             for name, values in kept.items():
                 values.append(stepper.output(name).copy())
         return StepDetails(*(np.stack(values, 2) for values in kept.values()))
+
+
+def _add_candidates(step: ov.Model) -> None:
+    """Let a step graph find the likeliest ways to go on itself, so that only `count` numbers a picture leave it.
+
+    In: scores (B, K), forbidden (B, K, F) and count, as `model.search.best_candidates` has them. Out: of the
+    candidates (B, C), best first, the places among K * V, the scores and the words' own log-probabilities.
+    """
+
+    def given(name: str, type: Any, *shape: int) -> ov.Node:
+        node = opset.parameter(shape, type, name)
+        node.output(0).get_tensor().set_names({name})
+        step.add_parameters([node])
+        return node
+
+    scores, forbidden = given("scores", np.float32, -1, -1), given("forbidden", np.int64, -1, -1, -1)
+    count = given("count", np.int64)
+    each, flat = opset.constant(np.int64(2)), opset.constant(np.array([0, -1], np.int64))
+    log_probabilities = step.output("log_probabilities").get_node().input_value(0)  # (B, K, V)
+    never = opset.broadcast(opset.constant(np.float32(-np.inf)), opset.shape_of(forbidden))
+    allowed = opset.scatter_elements_update(log_probabilities, forbidden, never, each)
+    totals = opset.reshape(opset.add(allowed, opset.unsqueeze(scores, each)), flat, True)  # (B, K * V)
+    top = opset.topk(totals, count, 1, "max", "value", index_element_type="i64")
+    words = opset.gather_elements(opset.reshape(allowed, flat, True), top.output(1), 1)
+    outputs = {"candidate_scores": top.output(0), "candidates": top.output(1), "candidate_words": words.output(0)}
+    for name, output in outputs.items():
+        output.get_tensor().set_names({name})
+        step.add_results([opset.result(output)])
+    step.validate_nodes_and_infer_types()
 
 
 def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:

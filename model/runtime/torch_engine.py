@@ -19,6 +19,7 @@ from model.errors import EngineUnavailable
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Device, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
+from model.search import Candidates, best_candidates
 from model.search import search as find
 from model.vocabulary import START
 
@@ -27,14 +28,16 @@ class TorchStepper:
     """A `search.Stepper` over a torch decoder; keeps the state of all hypotheses between steps."""
 
     def __init__(self, decoder: Decoder, memory: Memory, temperature: float = 1.0) -> None:
-        self.decoder, self.memory, self.temperature = decoder, memory, temperature
+        self.decoder, self.all, self.temperature = decoder, memory, temperature
         self.batch = memory.keys.shape[0]
+        self.memory = memory
         self.state = decoder.initial_state(memory, 1)
 
-    def start(self) -> Tensor:
-        """One start word a picture, (B, 1)."""
-        self.state = self.decoder.initial_state(self.memory, 1)
-        return torch.full((self.batch, 1), START, dtype=torch.int64, device=self.memory.keys.device)
+    def start(self, hypotheses: int = 1) -> Tensor:
+        """The start word of K equal hypotheses a picture, (B, K)."""
+        self.memory = self.all
+        self.state = self.decoder.initial_state(self.memory, hypotheses)
+        return torch.full((self.batch, hypotheses), START, dtype=torch.int64, device=self.memory.keys.device)
 
     def step(self, words: Tensor, parents: Tensor | None) -> Tensor:
         """Log-probabilities (B, K, V), float32."""
@@ -44,6 +47,17 @@ class TorchStepper:
         out = self.decoder.step(self.memory, words, self.state)
         self.state = out.state
         return self.decoder.log_probabilities(out.logits.float(), self.temperature)
+
+    def candidates(
+        self, words: Tensor, parents: Tensor | None, scores: Tensor, forbidden: Tensor | None, count: int
+    ) -> Candidates:
+        """A step, and the `count` best hypotheses it leads to."""
+        return best_candidates(self.step(words, parents), scores, forbidden, count)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the pictures at `rows` alone."""
+        self.memory = Memory(*(part[rows] for part in self.memory))
+        self.state = self.state[rows]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.config import SearchConfig
-from model.search import Hypothesis, beam_search, sample, search
+from model.search import Candidates, Hypothesis, beam_search, best_candidates, sample, search
 from model.vocabulary import END, SPECIAL, START
 
 Words = tuple[int, ...]
@@ -28,6 +28,8 @@ class Model:
     log_probs: NDArray[np.float64]  # (B, states, V)
     like: str = "numpy"  # or "torch": the arrays it answers with
     states: Any = field(init=False, default=None)
+    rows: Any = field(init=False, default=None)  # the pictures still searched
+    seen: list[int] = field(init=False, default_factory=list)  # how many they were, step by step
 
     @classmethod
     def random(cls, pictures: int, words: int, seed: int, spread: float = 2.0) -> Model:
@@ -42,19 +44,27 @@ class Model:
     def alone(self, picture: int) -> Model:
         return Model(self.log_probs[picture : picture + 1], self.like)
 
-    def start(self) -> Any:
-        self.states = None
-        return self._as(np.full((self.batch, 1), START, np.int64))
+    def start(self, hypotheses: int = 1) -> Any:
+        self.states, self.rows = None, np.arange(self.batch)
+        return self._as(np.full((self.batch, hypotheses), START, np.int64))
 
     def step(self, words: Any, parents: Any) -> Any:
         words = np.asarray(words)
-        assert words.shape[0] == self.batch
+        assert len(words) == len(self.rows)
+        self.seen.append(len(words))
         if parents is None:
             self.states = np.ones_like(words)
         else:
             before = np.take_along_axis(self.states, np.asarray(parents), axis=1)
             self.states = (before * 31 + words) % 997
-        return self._as(self.log_probs[np.arange(self.batch)[:, None], self.states])
+        return self._as(self.log_probs[self.rows[:, None], self.states])
+
+    def candidates(self, words: Any, parents: Any, scores: Any, forbidden: Any, count: int) -> Candidates:
+        return best_candidates(self.step(words, parents), scores, forbidden, count)
+
+    def keep(self, rows: Any) -> None:
+        rows = np.asarray(rows)
+        self.rows, self.states = self.rows[rows], self.states[rows]
 
     def _as(self, values: NDArray[Any]) -> Any:
         return torch.from_numpy(values) if self.like == "torch" else values
@@ -159,6 +169,18 @@ def test_numpy_and_torch_find_the_same_and_a_batch_what_each_picture_alone(
             assert hypothesis.score == pytest.approx(
                 score(hypothesis.words, list(hypothesis.log_probabilities), length_penalty)
             )
+
+
+@pytest.mark.parametrize("like", ["numpy", "torch"])
+def test_finished_pictures_leave_the_batch(like: str) -> None:
+    model = replace(Model.random(16, 6, seed=2), like=like)
+    config = SearchConfig(beam_size=3, max_length=12, block_ngram=0)
+    together = search(model, config)
+    assert model.seen == sorted(model.seen, reverse=True)
+    assert model.seen[0] == 16
+    assert len(set(model.seen)) > 2
+    for picture, found in enumerate(together):
+        assert search(model.alone(picture), config) == [found]
 
 
 def check_caption(hypothesis: Hypothesis, model: Model, config: SearchConfig, picture: int = 0) -> None:

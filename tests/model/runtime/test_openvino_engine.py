@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from model.checkpoint import CONFIG, digest
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.engine import Precision, load_engine
+from model.runtime.openvino_engine import OpenVINOStepper
+from model.search import best_candidates
 from tests.model.tiny import pictures
 from tests.training.shapes import draw_pair
 
@@ -75,6 +78,38 @@ def test_explains_like_torch(precision: Precision, near: float, checkpoint: Path
                 assert mine == pytest.approx(other, abs=near)
             compared += 1
     assert compared > 20
+
+
+@pytest.mark.parametrize("forbidden", [[[4, 5, 0], [6, 0, 0], [4, 7, 8]], None])
+def test_the_graph_finds_the_candidates_that_the_definition_names(
+    forbidden: list[list[int]] | None, checkpoint: Path
+) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", precision="f32")
+    regions = engine.encode(pictures(4))
+    request = engine._alone.step  # type: ignore[attr-defined]
+    ours, plain = (OpenVINOStepper(request, regions) for _ in range(2))  # type: ignore[arg-type]
+    words = ours.start(3)
+    scores = np.random.default_rng(0).normal(size=words.shape).astype(np.float32)
+    never = None if forbidden is None else np.broadcast_to(np.asarray(forbidden), (4, 3, 3))
+    plain.start(3)
+    expected = best_candidates(plain.step(words, None).copy(), scores, never, 6)
+    for found, wanted in zip(ours.candidates(words, None, scores, never, 6), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert np.isfinite(expected.scores).all()
+
+
+def test_lanes_side_by_side_say_what_one_call_says(checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=3)
+    assert engine.lanes == 3
+    pixels = pictures(24, seed=5)
+    together = engine.caption(pixels)
+    alone = [engine.caption(picture[None])[0] for picture in pixels]
+    shares = [pixels[i::8] for i in range(8)] * 3
+    with ThreadPoolExecutor(3) as pool:
+        apart = list(pool.map(engine.caption, shares))
+    wanted = [[found[0].text for found in together[i::8]] for i in range(8)] * 3
+    assert [[found[0].text for found in share] for share in apart] == wanted
+    assert [found[0].text for found in alone] == [found[0].text for found in together]
 
 
 def test_serving_imports_nothing_heavy(checkpoint: Path, tmp_path: Path) -> None:
