@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from model import preprocess
+from model.captioner import Captioner
+from model.checkpoint import save_captioner
+from model.config import SearchConfig
 from model.encoder import as_regions
-from tests.model.tiny import SIZE, captioner, pictures
+from model.runtime.engine import load_engine
+from model.vocabulary import SPECIAL, Vocabulary
+from tests.model.tiny import SIZE, captioner, liven, pictures
+from training.export import export
 
 
 def test_normalises_like_preprocess() -> None:
@@ -33,3 +42,36 @@ def test_only_weights_are_in_the_state() -> None:
     names = captioner().state_dict().keys()
     assert {name.split(".")[0] for name in names} == {"encoder", "decoder"}
     assert "decoder.never" not in names
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_every_switch_is_served_alike_by_both_engines(cell: str, tmp_path: Path) -> None:
+    """Attention feeding, an output of its own and pieces of words: captions, tokens and explanations."""
+    config = captioner(cell=cell, sentinel=True, feed_attention=True, tied=False).config
+    torch.manual_seed(0)
+    pieces = ("a", "the", "dog", "skate", "##board", "##er", "##s", "runs", "on")
+    made = Captioner(config, Vocabulary((*SPECIAL, *pieces)), "imagenet")
+    with torch.no_grad():
+        liven(made.decoder)
+    save_captioner(made.eval(), tmp_path / "made", {})
+    export(tmp_path / "made")
+    search = SearchConfig(beam_size=3, num_captions=2, max_length=6)
+    answers = [
+        load_engine(tmp_path / "made", "cpu", name, precision="f32").caption(pictures(4), search, explain=True)
+        for name in ("torch", "openvino")
+    ]
+    texts = []
+    for ours, theirs in zip(*answers, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.text == other.text
+            assert one.log_probability == pytest.approx(other.log_probability, abs=0.05)
+            assert one.log_probability == pytest.approx(sum(np.log([t.probability for t in one.tokens])), abs=1e-4)
+            for mine, its in zip(one.tokens, other.tokens, strict=True):
+                assert mine.text == its.text
+                assert mine.explanation is not None
+                assert its.explanation is not None
+                np.testing.assert_allclose(mine.explanation.attention, its.explanation.attention, atol=0.02)
+            said = "".join(f" {t.text}" for t in one.tokens[:-1]).replace(" ##", "").replace("##", "")
+            assert one.text.lower().rstrip(".") == said.strip()
+            texts += [t.text for t in one.tokens]
+    assert any(text.startswith("##") for text in texts)
