@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.vocabulary import CONTINUES, END, SPECIAL, UNKNOWN, words_of
+from tests.training.tiny import CPU, recipe, shapes
+from training import train as training
+from training.cider import CiderD
 from training.pieces import build_pieces
 
 CAPTIONS = [
@@ -75,3 +80,22 @@ def test_scores_count_words_not_pieces() -> None:
     assert len(ids) > 3
     assert vocabulary.counted(ids) == ["a", "surfboard", "<end>"]
     assert vocabulary.counted(ids[:-1]) == ["a", "surfboard"]
+
+
+def test_the_reward_of_self_critical_training_is_of_whole_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    class Watched(CiderD):
+        def _count(self, sentence):  # type: ignore[no-untyped-def]
+            seen.extend(sentence)
+            return super()._count(sentence)
+
+    monkeypatch.setattr(training, "CiderD", Watched)
+    data = shapes(tmp_path)
+    of = replace(recipe(objective="cider", epochs=1, samples=2), vocabulary="pieces", pieces=30)
+    training.train(of, data, tmp_path / "run", tmp_path / "cache", CPU, None)
+    words = {word for picture in data.split("train") for c in picture.captions for word in words_of(c)}
+    assert words | {"<end>"} <= set(seen)  # the references; samples are of any pieces
+    assert not any(str(word).startswith(CONTINUES) for word in seen)
