@@ -17,7 +17,7 @@ from model.vocabulary import END, PAD, START, UNKNOWN
 
 Array = Any  # a NumPy array or a torch tensor
 
-LEAVING = 4  # finished pictures leave once they are this part of the batch: each time costs a copy of the rest
+LEAVING = 4  # finished pictures leave this many at a time, and a quarter of the batch: each time costs a copy of it
 _SAMPLING_ROUNDS = 8  # how often sampling tries again for captions it has not drawn yet
 
 
@@ -158,7 +158,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
         count = int(xp.sum(xp.astype(finished, xp.int64)))
         if count == len(places):
             break
-        if count * LEAVING >= len(places):
+        if count >= max(LEAVING, len(places) / 4):
             order = xp.argsort(xp.astype(finished, xp.int64), stable=True)
             stay, leave = order[:-count], order[-count:]
             found.append((places[leave], Done(*(part[leave] for part in done))))

@@ -34,11 +34,10 @@ class Regions(ABC):
 
 
 class CaptionEngine(ABC):
-    """Runs one checkpoint. Methods block; at most `lanes` threads may be in `encode` and `generate` at once."""
+    """Runs one checkpoint. Methods are blocking and to be called from one thread at a time."""
 
     name: str  # "torch" or "openvino"
     device: str  # "cpu" or "cuda"
-    lanes: int = 1
     config: ModelConfig
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
 

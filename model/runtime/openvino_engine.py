@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -23,20 +20,24 @@ from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import Candidates, best_candidates
+from model.search import Candidates, Hypothesis, best_candidates
 from model.search import search as find
 from model.vocabulary import START
 
-# The step graph comes twice: a step is bound by reading its weights, so with 8-bit weights (one scale
-# a row, computed in float32) it is three times as fast, and its captions are measured to be as good.
+# The step graph comes twice: a step is bound by reading its weights, so with 8-bit weights (one scale a
+# row, multiplied with inputs rounded to 8 bits too, one scale for 128 of them, where the processor can)
+# it is three times as fast, and its captions are measured to be as good.
 ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them.
 EXPLAINING = ("attention", "gates")
 OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
 
 
+T = TypeVar("T")
+
+
 class Lane(NamedTuple):
-    """What one call computes with, while others use theirs."""
+    """What one thread computes with."""
 
     encoder: ov.InferRequest
     step: ov.InferRequest
@@ -44,7 +45,7 @@ class Lane(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenVINORegions(Regions):
-    """Encoded pictures: keys and values (B, L, A), start (B, states * H)."""
+    """Encoded pictures: keys and values (B, ...) as the graphs lay them out, start (B, states * H)."""
 
     keys: NDArray[np.float32]
     values: NDArray[np.float32]
@@ -141,7 +142,7 @@ class OpenVINOEngine(CaptionEngine):
         checkpoint = open_checkpoint(folder)
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
         core = self._core = ov.Core()
-        threads = self.lanes = threads or cpu_quota()
+        threads = threads or cpu_quota()
         # Threads are not tied to cores: whatever else runs on one of them would hold them up.
         common = {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True, "ENABLE_CPU_PINNING": False}
         core.set_property("CPU", common)
@@ -155,15 +156,14 @@ class OpenVINOEngine(CaptionEngine):
         rows, columns = (int(n) for n in step.get_rt_info(["grid"]).astype(str).split(","))
         self._grid = rows, columns
         self._explaining_model = step.clone()
-        self._explaining: ov.CompiledModel | None = None
-        self._compiling = Lock()
+        self._explaining: ov.InferRequest | None = None
         for output in [output for output in step.outputs if output.get_any_name() in EXPLAINING]:
             step.remove_result(output.get_node())
         _add_candidates(step)
 
         def compiled(model: ov.Model, precision: str, threads: int, streams: int) -> list[ov.InferRequest]:
             settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
-            made = core.compile_model(model, "CPU", settings)
+            made = core.compile_model(model, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
             return [made.create_infer_request() for _ in range(streams)]
 
         def lanes(encoder_threads: int, step_threads: int, count: int) -> list[Lane]:
@@ -173,64 +173,45 @@ class OpenVINOEngine(CaptionEngine):
         # A lone picture: every thread works on its encoding; a decoding step is too small to share. Else each
         # thread takes pictures of its own all the way, which saves meeting at every layer.
         (self._alone,) = lanes(threads, 1, 1)
-        self._alone_free = Lock()
-        self._free: SimpleQueue[Lane] = SimpleQueue()
-        for lane in lanes(threads, threads, threads) if threads > 1 else [self._alone]:
-            self._free.put(lane)
+        self._lanes = lanes(threads, threads, threads) if threads > 1 else [self._alone]
         self._pool = ThreadPoolExecutor(threads, "engine")
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        encoded = []
-        with self._lane(len(pixels)) as lane:
-            for row in range(len(pixels)):
+        def run(lane: Lane, rows: NDArray[np.int64]) -> list[list[NDArray[np.float32]]]:
+            encoded = []
+            for row in rows:
                 results = lane.encoder.infer({"pixels": np.ascontiguousarray(pixels[row : row + 1])}, share_inputs=True)
                 encoded.append([results[name] for name in OUTPUTS])
-        if len(encoded) == 1:
-            return OpenVINORegions(*encoded[0])
-        return OpenVINORegions(*(np.concatenate(parts) for parts in zip(*encoded, strict=True)))
+            return encoded
+
+        parts = self._side_by_side(run, len(pixels))
+        return OpenVINORegions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
-        with self._lane(len(regions)) as lane:
-            found = find(OpenVINOStepper(lane.step, regions), search or self.config.search)
+
+        def run(lane: Lane, rows: NDArray[np.int64]) -> list[list[Hypothesis]]:
+            return find(OpenVINOStepper(lane.step, regions.select(rows.tolist())), search or self.config.search)
+
+        found = self._side_by_side(run, len(regions))
         details = self._details(regions, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._gate_names, self._grid, details)
 
-    def caption(
-        self, pixels: NDArray[np.uint8], search: SearchConfig | None = None, explain: bool = False
-    ) -> list[list[Caption]]:
-        """`encode`, then `generate`, the pictures dealt out to all lanes."""
-        shares = np.array_split(pixels, min(self.lanes, len(pixels)))
-        if len(shares) == 1:
-            return self.generate(self.encode(pixels), search, explain)
-        run = self._pool.map(lambda share: self.generate(self.encode(share), search, explain), shares)
-        return [found for share in run for found in share]
-
-    @contextmanager
-    def _lane(self, pictures: int) -> Iterator[Lane]:
-        """A lane of one's own; for one picture while nobody else computes, the one that has all threads."""
-        if pictures == 1 and self._free.qsize() == self.lanes and self._alone_free.acquire(blocking=False):
-            try:
-                yield self._alone
-            finally:
-                self._alone_free.release()
-            return
-        lane = self._free.get()
-        try:
-            yield lane
-        finally:
-            self._free.put(lane)
+    def _side_by_side(self, run: Callable[[Lane, NDArray[np.int64]], list[T]], count: int) -> list[T]:
+        """`run` for `count` pictures, their rows dealt out to the lanes; results in order."""
+        if count == 1:
+            return run(self._alone, np.arange(1))
+        shares = np.array_split(np.arange(count), min(len(self._lanes), count))
+        return [result for results in self._pool.map(run, self._lanes, shares) for result in results]
 
     def _details(self, regions: OpenVINORegions, words: NDArray[np.int64]) -> StepDetails:
         """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
-        with self._compiling:
-            if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
-                precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-                self._explaining = self._core.compile_model(self._explaining_model, "CPU", precise)
-            request = self._explaining.create_infer_request()
-        stepper = OpenVINOStepper(request, regions)
+        if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
+            compiled = self._core.compile_model(self._explaining_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            self._explaining = compiled.create_infer_request()
+        stepper = OpenVINOStepper(self._explaining, regions)
         stepper.start()
         B, N, T = words.shape
         same = np.broadcast_to(np.arange(N, dtype=np.int64), (B, N)).copy()

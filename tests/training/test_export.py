@@ -16,7 +16,7 @@ from model.decoder import Memory
 from model.runtime.engine import load_engine
 from tests.model.tiny import captioner, pictures
 from training import export as exporting
-from training.export import ExportError, export, main
+from training.export import ExportError, export, join, main
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,15 @@ def test_every_decoder_exports_and_steps_like_torch(cell: str, sentinel: bool, t
     encoded = encoder([pixels])
     with torch.inference_mode():
         memory = tiny.encode(torch.from_numpy(pixels))
-        for name, value in memory._asdict().items():
-            np.testing.assert_allclose(encoded[name], value, atol=0.05)
-        memory = Memory(*(torch.from_numpy(encoded[name].copy()) for name in Memory._fields))
+        keys, values, start = (encoded[name].copy() for name in Memory._fields)
+        for value, expected in zip(join(*map(torch.from_numpy, (keys, values, start))), memory, strict=True):
+            np.testing.assert_allclose(value, expected, atol=0.05)
+        memory = join(*map(torch.from_numpy, (keys, values, start)))
         state = tiny.decoder.initial_state(memory, 1)
         for beams in (4, 4, 2):
             words = rng.integers(4, len(tiny.vocabulary), (3, beams))
             parents = rng.integers(0, state.shape[1], (3, beams))
-            results = step([memory.keys.numpy(), memory.values.numpy(), words, parents, state.numpy()])
+            results = step([keys, values, words, parents, state.numpy()])
             chosen = state.gather(1, torch.from_numpy(parents)[:, :, None].expand(-1, -1, state.shape[-1]))
             out = tiny.decoder.step(memory, torch.from_numpy(words), chosen)
             expected = tiny.decoder.log_probabilities(out.logits, tiny.config.temperature)
