@@ -1,7 +1,8 @@
 """Many requests share the engine: their pictures are batched, bounded, timed and kept apart.
 
-A batch takes whatever waits when the engine becomes free. So an idle service adds no wait, and under
-load batches grow by themselves: the next one gathers while the last one runs. All state belongs to
+A batch takes whatever waits when the engine becomes free, and lets pictures that are being decoded
+then join in. So an idle service adds no wait, and under load batches grow by themselves: the next one
+gathers while the last one runs. All state belongs to
 the event loop; only `encode` and `generate` run elsewhere, in the engine's one thread.
 """
 
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -65,16 +66,20 @@ Line = deque[Item]  # the waiting pictures of one request
 class Batcher:
     """Feeds a `CaptionEngine` from a bounded queue, one request's pictures in turn with the others'."""
 
-    def __init__(self, engine: CaptionEngine, metrics: Metrics, *, batch_size: int, queue_size: int) -> None:
+    def __init__(
+        self, engine: CaptionEngine, metrics: Metrics, *, batch_size: int, queue_size: int, batch_wait: float = 0
+    ) -> None:
         self.engine = engine
         self.metrics = metrics
         self.batch_size = batch_size
         self.queue_size = queue_size
+        self.batch_wait = batch_wait  # seconds
         self.draining = False
         self.admitted = 0  # pictures accepted and not yet answered
         self._lines: deque[Line] = deque()  # those that are not empty, each once
         self._seconds_per_picture = 0.0  # smoothed, for Retry-After
         self._work = asyncio.Event()
+        self._engine_since: float | None = None  # when the call that the engine is busy with began
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._runner: asyncio.Task[None] | None = None
 
@@ -89,6 +94,11 @@ class Batcher:
         if self._runner is not None:
             await self._runner
         self._thread.shutdown()
+
+    @property
+    def engine_seconds(self) -> float:
+        """How long the engine has been busy with the call that it is in; 0 while it is idle."""
+        return 0.0 if self._engine_since is None else time.perf_counter() - self._engine_since
 
     @contextmanager
     def admit(self, pictures: int = 1) -> Iterator[None]:
@@ -128,6 +138,7 @@ class Batcher:
 
     async def _run(self) -> None:
         while True:
+            await self._company()
             batch = self._take()
             if batch:
                 await self._caption(batch)
@@ -136,6 +147,14 @@ class Batcher:
             else:
                 self._work.clear()
                 await self._work.wait()
+
+    async def _company(self) -> None:
+        """Let pictures that are being decoded join those that wait: several cost a step little more than one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.batch_wait):
+                while 0 < sum(map(len, self._lines)) < min(self.admitted, self.batch_size):
+                    self._work.clear()
+                    await self._work.wait()
 
     def _take(self) -> list[Item]:
         """The next batch: one picture of each request in turn, the longest waiting request first."""
@@ -203,7 +222,11 @@ class Batcher:
             items[0].future.set_exception(InferenceFailed("the model failed on this picture"))
 
     async def _in_engine(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        self._engine_since = time.perf_counter()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        finally:
+            self._engine_since = None
 
     def _count(self, pictures: int) -> None:
         self.admitted += pictures

@@ -88,6 +88,12 @@ class NotReady(ServiceError):
     status, code, retry_after = 503, "not_ready", 1
 
 
+class EngineHangs(ServiceError):
+    """The engine is busy with one batch for far too long."""
+
+    status, code, retry_after = 503, "engine_hangs", 1
+
+
 class DeadlineExceeded(ServiceError):
     """The answer was not ready in time."""
 

@@ -45,7 +45,13 @@ class CaptionService:
         self.engine = engine
         self.metrics = metrics
         self.ready = False
-        self.batcher = Batcher(engine, metrics, batch_size=settings.batch_size, queue_size=settings.queue_size)
+        self.batcher = Batcher(
+            engine,
+            metrics,
+            batch_size=settings.batch_size,
+            queue_size=settings.queue_size,
+            batch_wait=settings.batch_wait,
+        )
         self.upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), metrics.upload_bytes, metrics.rejected)
         config = engine.config
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")

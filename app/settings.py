@@ -49,8 +49,16 @@ class Settings(BaseSettings):
     )
     decode_memory_mb: int = Field(1024, ge=256, description="Memory of the guarded process, in megabytes.")
     batch_size: int = Field(16, ge=1, description="Most pictures the engine takes at once.")
+    batch_wait: float = Field(
+        0.005, ge=0, description="Most seconds a batch waits for pictures that are being decoded; without any, none."
+    )
     queue_size: int = Field(64, ge=1, description="Pictures accepted and not yet answered; more get 503 at once.")
     deadline: float = Field(30, gt=0, description="Seconds from a read body to its answer; then 504.")
+    hang: float = Field(
+        60,
+        gt=0,
+        description="Seconds the engine may take for one batch; then `/health/live` fails.",
+    )
     drain_delay: float = Field(
         0.5, ge=0, description="Seconds after SIGTERM in which the service is not ready but still accepts."
     )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app.errors import NotReady
+from app.errors import EngineHangs, NotReady
 from app.routes.problems import problems
 from app.schemas import Health
+from app.service import CaptionService
 
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-@router.get("/live")
-async def live() -> Health:
-    """Whether the process answers at all; if not, restart it."""
+@router.get("/live", responses=problems(503))
+async def live(request: Request) -> Health:
+    """Whether the process answers and its engine does not hang; if not, restart it."""
+    service: CaptionService = request.app.state.service
+    seconds = service.batcher.engine_seconds
+    if seconds > service.settings.hang:
+        raise EngineHangs(f"the engine has not answered for {seconds:.0f} seconds")
     return Health()
 
 

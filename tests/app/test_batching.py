@@ -104,6 +104,39 @@ def test_what_waits_while_one_batch_runs_is_the_next_batch() -> None:
     run(test, engine, batch_size=8)
 
 
+@pytest.mark.parametrize(("batch_wait", "batches"), [(60, [3]), (0, [1, 2])])
+def test_a_batch_lets_pictures_that_are_being_decoded_join(batch_wait: float, batches: list[int]) -> None:
+    engine = FakeEngine()
+
+    async def caption(batcher: Batcher, decoded: asyncio.Event, i: int) -> None:
+        with batcher.admit():
+            await decoded.wait()
+            assert right(await batcher.submit(pixels((i, 0, 0)), BEAM, False), (i, 0, 0))
+
+    async def test(batcher: Batcher) -> None:
+        batcher.batch_wait = batch_wait
+        soon, later = asyncio.Event(), asyncio.Event()
+        work = await settle(caption(batcher, soon, 0), *(caption(batcher, later, i) for i in (1, 2)))
+        soon.set()
+        await asyncio.sleep(0.01)
+        later.set()
+        await asyncio.gather(*work)
+        assert engine.batches == batches
+
+    run(test, engine)
+
+
+def test_a_picture_that_cannot_be_decoded_is_not_waited_for() -> None:
+    async def test(batcher: Batcher) -> None:
+        batcher.batch_wait = 60
+        with batcher.admit():
+            with batcher.admit():
+                [waits] = await settle(batcher.submit(pixels((9, 9, 9)), BEAM, False))
+            assert right(await waits, (9, 9, 9))
+
+    run(test, FakeEngine())
+
+
 def test_different_wishes_share_the_encoder_but_not_the_search() -> None:
     gate, seen = Gate(), []
     engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0])

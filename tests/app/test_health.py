@@ -1,6 +1,14 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.fakes import FakeEngine
+from tests.app.pictures import plain
 
 
 def test_live_and_ready(client: TestClient) -> None:
@@ -13,3 +21,23 @@ def test_a_stopping_service_lives_but_is_not_ready_and_still_answers(client: Tes
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "not_ready", "1")
     assert client.get("/health/live").status_code == 200
     assert client.get("/model").status_code == 200
+
+
+def test_a_service_whose_engine_hangs_does_not_live() -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def hang(stage: str, size: int) -> None:
+        entered.set()
+        assert go.wait(60)
+
+    with TestClient(create_app(Settings(hang=0.01), FakeEngine(hang))) as client, ThreadPoolExecutor(1) as pool:
+        assert client.get("/health/live").status_code == 200
+        caption = pool.submit(client.post, "/caption", files={"image": plain((9, 9, 9))})
+        assert entered.wait(60)
+        answer = client.get("/health/live")
+        while answer.status_code == 200:  # until the hundredth of a second has passed
+            answer = client.get("/health/live")
+        assert (answer.status_code, answer.json()["code"]) == (503, "engine_hangs")
+        go.set()
+        assert caption.result().status_code == 200
+        assert client.get("/health/live").status_code == 200
