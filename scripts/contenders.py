@@ -16,6 +16,7 @@ import torch  # noqa: E402
 
 import model.torchvision_compat  # noqa: E402, F401  # before transformers, which imports torchvision
 from model.checkpoint import load_captioner  # noqa: E402
+from model.config import SearchConfig  # noqa: E402
 from model.vocabulary import END, START, sentence  # noqa: E402
 
 from transformers import BlipConfig, BlipForConditionalGeneration  # noqa: E402  # isort: skip
@@ -28,15 +29,14 @@ class PythonBeam:
 
     def __init__(self, folder: Path = WEIGHTS) -> None:
         self.captioner = load_captioner(folder)
-        self.search = self.captioner.config.search
 
-    def caption(self, pixels: NDArray[np.uint8]) -> list[str]:
+    def caption(self, pixels: NDArray[np.uint8], search: SearchConfig) -> list[str]:
         """(B, size, size, 3) uint8 -> B captions."""
-        return [self._one(picture) for picture in pixels]
+        return [self._one(picture, search) for picture in pixels]
 
     @torch.inference_mode()
-    def _one(self, picture: NDArray[np.uint8]) -> str:
-        search, decoder = self.search, self.captioner.decoder
+    def _one(self, picture: NDArray[np.uint8], search: SearchConfig) -> str:
+        decoder = self.captioner.decoder
         memory = self.captioner.encode(torch.from_numpy(picture)[None])
         beams = [([START], 0.0, decoder.initial_state(memory, 1))]
         for _ in range(search.max_length + 1):

@@ -6,6 +6,7 @@ Each answers POST /caption with the multipart field `image`.
 import argparse
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,12 @@ def decode(data: bytes, engine: CaptionEngine) -> NDArray[np.uint8]:
     return engine.preprocess(Image.open(io.BytesIO(data)))
 
 
-def tutorial(port: int) -> None:
+def best(engine: CaptionEngine, pixels: NDArray[np.uint8], beam: int) -> list[Caption]:
+    """The best caption of each picture of a batch."""
+    return [found[0] for found in engine.caption(pixels, replace(engine.config.search, beam_size=beam))]
+
+
+def tutorial(port: int, beam: int) -> None:
     """A FastAPI handler around torch's eager mode: read, decode, caption, one request at a time."""
     engine = load_engine(WEIGHTS, device="cpu", engine="torch")
     app = FastAPI()
@@ -38,8 +44,8 @@ def tutorial(port: int) -> None:
     @app.post("/caption")
     async def caption(image: UploadFile) -> dict[str, Any]:
         pixels = decode(await image.read(), engine)
-        best = engine.caption(pixels[None])[0][0]
-        return {"caption": best.text, "confidence": best.confidence}
+        (found,) = best(engine, pixels[None], beam)
+        return {"caption": found.text, "confidence": found.confidence}
 
     uvicorn.run(app, port=port, log_level="warning")
 
@@ -47,9 +53,9 @@ def tutorial(port: int) -> None:
 class LitCaptions(litserve.LitAPI):  # type: ignore[misc]
     """An engine under LitServe's dynamic batching: up to 16 pictures, waiting up to 5 ms for them."""
 
-    def __init__(self, name: Literal["torch", "openvino"]) -> None:
+    def __init__(self, name: Literal["torch", "openvino"], beam: int) -> None:
         super().__init__(max_batch_size=16, batch_timeout=0.005, api_path="/caption")
-        self.name = name
+        self.name, self.beam = name, beam
 
     def setup(self, device: str) -> None:
         """Load the model in the worker."""
@@ -61,7 +67,7 @@ class LitCaptions(litserve.LitAPI):  # type: ignore[misc]
 
     def predict(self, pixels: NDArray[np.uint8]) -> list[Caption]:
         """The best caption of each picture of a batch."""
-        return [captions[0] for captions in self.engine.caption(pixels)]
+        return best(self.engine, pixels, self.beam)
 
     def unbatch(self, output: list[Caption]) -> list[Caption]:
         """One caption a request."""
@@ -77,11 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=("tutorial", "litserve-torch", "litserve-ours"))
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--beam", type=int, default=3)
     options = parser.parse_args()
     if options.name == "tutorial":
-        tutorial(options.port)
+        tutorial(options.port, options.beam)
     else:
-        server = litserve.LitServer(LitCaptions("torch" if options.name == "litserve-torch" else "openvino"), "cpu")
+        name: Literal["torch", "openvino"] = "torch" if options.name == "litserve-torch" else "openvino"
+        server = litserve.LitServer(LitCaptions(name, options.beam), "cpu")
         server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
 
 
