@@ -22,6 +22,12 @@ class ServiceError(Exception):
             self.retry_after = retry_after
 
 
+class BadRequest(ServiceError):
+    """What arrived is not HTTP."""
+
+    status, code = 400, "bad_request"
+
+
 class BadMultipart(ServiceError):
     """The form cannot be parsed."""
 
@@ -38,6 +44,12 @@ class BodyTimeout(ServiceError):
     """The client sent its body too slowly."""
 
     status, code = 408, "body_timeout"
+
+
+class HeaderTimeout(ServiceError):
+    """The client sent its headers too slowly."""
+
+    status, code = 408, "header_timeout"
 
 
 class TooLarge(ServiceError):
@@ -74,6 +86,12 @@ class InferenceFailed(ServiceError):
     """The engine failed on this picture."""
 
     status, code = 500, "inference_failed"
+
+
+class HeadersTooLarge(ServiceError):
+    """The headers are over the limit."""
+
+    status, code = 431, "headers_too_large"
 
 
 class Overloaded(ServiceError):

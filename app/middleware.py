@@ -20,7 +20,7 @@ logger = logging.getLogger("app.access")
 
 # A connection that is closed while its client still sends may cost the client its answer. So the rest of
 # a refused body is received and dropped if it is this small, and else for this long, then cut off.
-DROPPED_BYTES = 32_000_000
+DROPPED_BYTES = 128_000_000
 LINGER_BYTES, LINGER_SECONDS = 8_000_000, 1.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -70,7 +70,8 @@ class RequestContext:
                 out["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     out.setdefault(name, value)
-                closing = not body_read and _declared(headers) > DROPPED_BYTES
+                # A client that was to wait for leave to send its body may never send it.
+                closing = not body_read and (_declared(headers) > DROPPED_BYTES or "expect" in headers)
                 if closing:
                     out["Connection"] = "close"
             else:

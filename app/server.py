@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,15 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
+from app.errors import (
+    PROBLEM_TYPE,
+    BadRequest,
+    HeadersTooLarge,
+    HeaderTimeout,
+    Overloaded,
+    ServiceError,
+    problem,
+)
 from app.logs import log_config
 from app.metrics import MULTIPROCESS
 from app.settings import Settings, to_environment
@@ -43,7 +55,7 @@ class Protocol(HttpToolsProtocol):
         """Refuse a connection too many; drop peers that stop taking what is sent to them."""
         super().connection_made(transport)
         if len(self.connections) > self.config.settings.max_connections:
-            self._refuse(b"503 Service Unavailable", b"Retry-After: 1\r\n")
+            self._refuse(Overloaded("too many open connections"))
             return
         peer = transport.get_extra_info("socket")
         if peer is not None and peer.family != socket.AF_UNIX:
@@ -63,7 +75,7 @@ class Protocol(HttpToolsProtocol):
         if self._answered() and not self.transport.is_closing():
             self._start_timer()
             if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large")
+                self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
         """The headers are in: stop their clock."""
@@ -88,19 +100,32 @@ class Protocol(HttpToolsProtocol):
     def _start_timer(self) -> None:
         if self._timer is None:
             seconds = self.config.settings.header_timeout
-            self._timer = self.loop.call_later(seconds, self._refuse, b"408 Request Timeout")
+            error = HeaderTimeout(f"the headers did not arrive within {seconds:g} seconds")
+            self._timer = self.loop.call_later(seconds, self._refuse, error)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _refuse(self, status: bytes, header: bytes = b"") -> None:
-        if not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 " + status + b"\r\n" + header + b"Content-Length: 0\r\nConnection: close\r\n\r\n"
-            )
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls for bytes that are not HTTP."""
+        self._refuse(BadRequest("not an HTTP request"))
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer below the application, and close."""
+        if self.transport.is_closing():
+            return
+        body = json.dumps(problem(error.status, error.code, error.detail, uuid.uuid4().hex)).encode()
+        lines = [
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+            f"Content-Type: {PROBLEM_TYPE}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+            *([f"Retry-After: {error.retry_after}"] if error.retry_after else []),
+        ]
+        self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -35,7 +35,7 @@ _MANY = {"multipart/form-data": _form("images", {"type": "array", "items": _FILE
 @router.post(
     "/caption",
     response_model_exclude_none=True,
-    responses=problems(400, 401, 408, 413, 415, 422, 500, 503, 504),
+    responses=problems(400, 401, 408, 413, 415, 422, 431, 500, 503, 504),
     openapi_extra={"requestBody": {"required": True, "content": _ONE}},
 )
 async def caption(request: Request, params: Params) -> CaptionResponse:
@@ -57,7 +57,7 @@ async def caption(request: Request, params: Params) -> CaptionResponse:
 @router.post(
     "/captions",
     response_model_exclude_none=True,
-    responses=problems(400, 401, 408, 413, 415, 422, 500, 503, 504),
+    responses=problems(400, 401, 408, 413, 415, 422, 431, 500, 503, 504),
     openapi_extra={"requestBody": {"required": True, "content": _MANY}},
 )
 async def captions(request: Request, params: Params) -> CaptionsResponse:

@@ -12,12 +12,13 @@ from starlette.responses import JSONResponse, Response
 from app.errors import PROBLEM_TYPE, BadParameter, ServiceError, problem
 
 MEANING = {
-    400: "The form cannot be read.",
+    400: "The request or its form cannot be read.",
     401: "An API key is needed (where the service is set up with keys).",
-    408: "The body arrived too slowly.",
+    408: "The headers or the body arrived too slowly.",
     413: "The body, or the picture's number of pixels, is over the limit.",
     415: "Not a picture in a format that is read here.",
     422: "A bad parameter, or a picture that cannot be decoded.",
+    431: "The headers are over the limit.",
     500: "The model failed on this picture, or an unexpected error.",
     503: "Too much work is waiting, or the service is stopping; see `Retry-After`.",
     504: "The answer was not ready within the deadline.",

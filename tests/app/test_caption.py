@@ -235,7 +235,7 @@ def test_a_body_over_the_limit_is_refused_while_it_streams_in(settings: Settings
     asyncio.run(test())
 
 
-def test_a_declared_60_mb_is_refused_before_it_is_read(settings: Settings, engine: FakeEngine) -> None:
+def test_a_declared_600_mb_is_refused_before_it_is_read(settings: Settings, engine: FakeEngine) -> None:
     replied = asyncio.Event()
 
     async def after_the_answer() -> dict[str, Any]:
@@ -244,7 +244,7 @@ def test_a_declared_60_mb_is_refused_before_it_is_read(settings: Settings, engin
 
     async def test() -> None:
         async with running(create_app(settings, engine)) as app:
-            headers = {**RAW, "content-length": "60000000"}
+            headers = {**RAW, "content-length": "600000000"}
             reply = await call(app, "/caption", after_the_answer, headers, replied)
             assert (reply.status, reply.headers.get("connection")) == (413, "close")
             assert reply.json()["code"] == "too_large"
