@@ -32,6 +32,8 @@ class TrainConfig:
     scheduled_sampling: float = 0.0  # at the last epoch this share of input words is the model's own
     average: float = 0.0  # decay of the exponential moving average of the weights; 0 switches it off
     samples: int = 5  # captions drawn a picture for the cider objective
+    likelihood_weight: float = 0.0  # cider: the likelihood loss is added with this weight, which keeps words calibrated
+    teacher_share: float = 0.0  # of the likelihood loss that follows the teachers' probabilities, not the words said
     patience: int = 5  # epochs without a better validation CIDEr before stopping
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0

@@ -115,11 +115,19 @@ def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memor
 
 
 def likelihood_loss(
-    captioner: Captioner, memory: Memory, words: Tensor, label_smoothing: float, own_share: float = 0.0
+    captioner: Captioner,
+    memory: Memory,
+    words: Tensor,
+    label_smoothing: float,
+    own_share: float = 0.0,
+    teachers: Sequence[tuple[Captioner, Memory]] = (),
+    teacher_share: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy a word. `own_share` of the input words are replaced by the model's own guesses.
 
     That is scheduled sampling (Bengio et al. 2015) in two parallel passes (Mihaylova & Martins 2019).
+    `teacher_share` of the loss is the cross-entropy against the teachers' mean probabilities, each
+    teacher with its own memory of the same pictures: distillation of an ensemble (Hinton et al. 2015).
     """
     inputs, targets = words[..., :-1], words[..., 1:]
     if own_share > 0:
@@ -129,8 +137,16 @@ def likelihood_loss(
         replace &= inputs[..., 1:] != PAD
         inputs = torch.cat([inputs[..., :1], torch.where(replace, guesses[..., :-1], inputs[..., 1:])], -1)
     said = targets != PAD
-    logits = captioner.decoder.logits(captioner.decoder.outputs(memory, inputs)[said])  # no work for padding
-    return F.cross_entropy(logits.float(), targets[said], label_smoothing=label_smoothing)
+    logits = captioner.decoder.logits(captioner.decoder.outputs(memory, inputs)[said]).float()  # no work for padding
+    loss = F.cross_entropy(logits, targets[said], label_smoothing=label_smoothing)
+    if not teachers:
+        return loss
+    with torch.no_grad():
+        taught = torch.zeros_like(logits)
+        for teacher, its_memory in teachers:
+            decoder = teacher.decoder
+            taught += decoder.logits(decoder.outputs(its_memory, inputs)[said]).float().softmax(-1) / len(teachers)
+    return (1 - teacher_share) * loss + teacher_share * F.cross_entropy(logits, taught)
 
 
 def cider_loss(

@@ -48,11 +48,21 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: torch.device, init: Path | None) -> Path:
+def train(
+    recipe: Recipe,
+    data: CaptionData,
+    run: Path,
+    cache: Path,
+    device: torch.device,
+    init: Path | None = None,
+    teachers: Sequence[Path] = (),
+) -> Path:
     """Run `recipe` on `data`; everything goes into the folder `run`, the best checkpoint into `run/best`.
 
     A run that was interrupted goes on from its last save, with the result it would have had.
     init: a checkpoint to start from in place of fresh weights; its vocabulary and model settings win.
+    teachers: checkpoints whose mean probabilities `train.teacher_share` of the loss follows; their
+        vocabulary and the encoder stages that are not trained here must be the captioner's own.
     """
     config = recipe.train
     torch.manual_seed(config.seed)
@@ -93,13 +103,25 @@ def train(recipe: Recipe, data: CaptionData, run: Path, cache: Path, device: tor
         ids = [[counted([*caption, END]) for caption in mine] for mine in (*source.ids, *source.mirrored_ids)]
         reward = CiderD(ids, ids[: len(source.ids)])  # document frequencies: of the training pictures only
 
-    def loss_of(memory: Memory, batch: engine.Batch) -> tuple[Tensor, float]:
-        if config.objective == "cider":
-            pictures = [row + len(source.ids) * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
-            return engine.cider_loss(captioner, memory, pictures, reward, config.samples, config.max_words)
+    masters = _teachers(teachers, captioner, frozen, config, device)
+
+    def likelihood(memory: Memory, batch: engine.Batch) -> Tensor:
+        with torch.no_grad():
+            theirs = [(master, engine.memory_of(master, batch.inputs, frozen)) for master in masters]
         share = config.scheduled_sampling * progress.epoch / max(config.epochs - 1, 1)
-        loss = engine.likelihood_loss(captioner, memory, batch.words, config.label_smoothing, share)
-        return loss, math.exp(min(float(loss.detach()), 20))
+        return engine.likelihood_loss(
+            captioner, memory, batch.words, config.label_smoothing, share, theirs, config.teacher_share
+        )
+
+    def loss_of(memory: Memory, batch: engine.Batch) -> tuple[Tensor, float]:
+        if config.objective == "likelihood":
+            loss = likelihood(memory, batch)
+            return loss, math.exp(min(float(loss.detach()), 20))
+        pictures = [row + len(source.ids) * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
+        loss, figure = engine.cider_loss(captioner, memory, pictures, reward, config.samples, config.max_words)
+        if config.likelihood_weight:
+            loss = loss + config.likelihood_weight * likelihood(memory, batch)
+        return loss, figure
 
     def learning_rates() -> list[float]:
         factor = _schedule(progress.epoch * len(source) + progress.step, config.epochs * len(source), config.warmup)
@@ -182,6 +204,24 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
     return Captioner(replace(recipe.model, preprocess=preprocess), vocabulary, weights)
 
 
+def _teachers(
+    folders: Sequence[Path], captioner: Captioner, frozen: int, config: TrainConfig, device: torch.device
+) -> list[Captioner]:
+    """The captioners to learn from, ready to run; `DataError` for one that cannot be fed what is cached here."""
+    if bool(folders) != (config.teacher_share > 0):
+        raise ConfigError("teachers (--teacher) and train.teacher_share above 0 come together or not at all")
+    mine = captioner.encoder.stages[:frozen].state_dict()
+    teachers = [load_captioner(folder).to(device).eval().requires_grad_(False) for folder in folders]
+    for folder, teacher in zip(folders, teachers, strict=True):
+        if teacher.vocabulary.words != captioner.vocabulary.words:
+            raise DataError(f"the teacher {folder} has another vocabulary")
+        theirs = teacher.encoder.stages[:frozen].state_dict()
+        if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
+            raise DataError(f"the first {frozen} encoder stages of the teacher {folder} are others; train more stages")
+        teacher.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teachers
+
+
 def _parameter_groups(captioner: Captioner, frozen: int, config: TrainConfig) -> list[dict[str, Any]]:
     """Decoder, then the trained encoder stages, last first and ever slower; vectors without weight decay."""
     captioner.requires_grad_(False)
@@ -261,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<recipe>); resumes what lies there")
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="checkpoints to learn from as an ensemble")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, help="in place of the recipe's train.seed")
@@ -272,7 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         run = options.run or Path("runs") / recipe.name
-        train(recipe, read(*options.data), run, options.cache, torch.device(device), options.init)
+        data = read(*options.data)
+        train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
     except (CaptionModelError, DataError, engine.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

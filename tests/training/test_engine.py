@@ -226,6 +226,31 @@ def test_scheduled_sampling_feeds_the_models_own_words(captioner: Captioner) -> 
     assert none == pytest.approx(float(likelihood_loss(captioner, of, words, 0.0)))
 
 
+def test_a_pupil_is_pulled_to_its_teachers_mean_probabilities(captioner: Captioner) -> None:
+    words = padded([[[A, RED, CIRCLE], [A]], [[A, 7], [A, RED, 8, 9]]])
+    said = words[..., 1:] != PAD
+    other = Captioner(captioner.config, captioner.vocabulary).eval()
+    pairs = [(captioner, memory(captioner, 2)), (other, memory(other, 2))]
+    with torch.no_grad():
+        (_, of), _ = pairs
+        mean = sum(t.decoder(m, words[..., :-1])[said].softmax(-1) for t, m in pairs) / 2
+        mine = captioner.decoder(of, words[..., :-1])[said].log_softmax(-1)
+    said_loss = float(likelihood_loss(captioner, of, words, 0.1).detach())
+    expected = 0.75 * said_loss - 0.25 * float((mean * mine).sum(-1).mean())
+    taught = likelihood_loss(captioner, of, words, 0.1, 0.0, pairs, 0.25)
+    assert float(taught.detach()) == pytest.approx(expected, rel=1e-5)
+
+    # A pupil that says what its teacher says has nothing to learn.
+    captioner.zero_grad()
+    likelihood_loss(captioner, memory(captioner, 2), words, 0.1, 0.0, pairs[:1], 1.0).backward()
+    still = max(float(p.grad.abs().max()) for p in captioner.decoder.parameters() if p.grad is not None)
+    captioner.zero_grad()
+    likelihood_loss(captioner, memory(captioner, 2), words, 0.1, 0.0, pairs[1:], 1.0).backward()
+    moved = max(float(p.grad.abs().max()) for p in captioner.decoder.parameters() if p.grad is not None)
+    captioner.zero_grad()
+    assert still < 1e-6 < 1e-3 < moved
+
+
 @torch.no_grad()
 def test_drawn_captions_are_whole_and_as_frequent_as_the_model_says(captioner: Captioner) -> None:
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.captioner import Captioner
 from model.checkpoint import load_captioner, open_checkpoint
 from model.config import SearchConfig
 from model.errors import ConfigError
@@ -39,8 +40,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(recipe: Recipe, data: CaptionData, folder: Path, cache: Path, init: Path | None = None) -> Path:
-    return train(recipe, data, folder, cache, tiny.CPU, init)
+def run(
+    recipe: Recipe,
+    data: CaptionData,
+    folder: Path,
+    cache: Path,
+    init: Path | None = None,
+    teachers: Sequence[Path] = (),
+) -> Path:
+    return train(recipe, data, folder, cache, tiny.CPU, init, teachers)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -327,6 +335,47 @@ def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
     save_captioner(captioner, tmp_path / "init", {})
     best = run(tiny.recipe(epochs=1), data, tmp_path / "run", cache, init=tmp_path / "init")
     assert open_checkpoint(best).config.temperature == 1.0
+
+
+# --- from teachers ---------------------------------------------------------------------------------
+
+
+def test_what_is_taught_is_learnt(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    teacher = run(tiny.recipe(), data, tmp_path / "teacher", cache)
+    alone = run(tiny.recipe(seed=1), data, tmp_path / "alone", cache, teacher)
+    taught = run(tiny.recipe(seed=1, teacher_share=0.5), data, tmp_path / "taught", cache, teacher, [teacher, alone])
+    assert load_captioner(taught).vocabulary.words == load_captioner(teacher).vocabulary.words
+    with pytest.raises(AssertionError):
+        assert_same(load_captioner(taught).state_dict(), load_captioner(alone).state_dict())
+    again = run(tiny.recipe(seed=1, teacher_share=0.5), data, tmp_path / "again", cache, teacher, [teacher, alone])
+    assert_same(load_captioner(again).state_dict(), load_captioner(taught).state_dict())
+
+
+def test_teachers_that_do_not_fit_are_refused(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    from model.checkpoint import save_captioner
+
+    mine, wordy, other = tiny.captioner(data), tiny.captioner(data), tiny.captioner(data)
+    wordy = Captioner(wordy.config, Vocabulary.build(["quite another language"], 1))
+    with torch.no_grad():
+        next(other.encoder.parameters()).add_(1)
+    for name, captioner in {"mine": mine, "wordy": wordy, "other": other}.items():
+        save_captioner(captioner, tmp_path / name, {})
+    taught = tiny.recipe(teacher_share=0.5)
+    for name, message in {"wordy": "has another vocabulary", "other": "the first 9 encoder stages"}.items():
+        with pytest.raises(DataError, match=message):
+            run(taught, data, tmp_path / "run", cache, tmp_path / "mine", [tmp_path / name])
+    for recipe, teachers in ((taught, []), (tiny.recipe(), [tmp_path / "mine"])):
+        with pytest.raises(ConfigError, match=r"train\.teacher_share above 0 come together"):
+            run(recipe, data, tmp_path / "run", cache, tmp_path / "mine", teachers)
+
+
+def test_likelihood_is_added_to_the_self_critical_loss(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(tiny.recipe(), data, tmp_path / "alone", cache)
+    monkeypatch.setattr(engine, "cider_loss", lambda *_: (torch.zeros(()), 0.0))
+    added = run(tiny.recipe(objective="cider", likelihood_weight=1.0), data, tmp_path / "added", cache)
+    assert_same(load_captioner(added).state_dict(), load_captioner(alone).state_dict())
 
 
 def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
