@@ -2,8 +2,8 @@
 
 A batch takes whatever waits when the engine becomes free, and lets pictures that are being decoded
 then join in. So an idle service adds no wait, and under load batches grow by themselves: the next one
-gathers while the last one runs. All state belongs to
-the event loop; only `encode` and `generate` run elsewhere, in the engine's one thread.
+gathers while the last one runs. All state belongs to the event loop; only `encode` and `generate` run
+elsewhere, in the engine's one thread.
 """
 
 from __future__ import annotations

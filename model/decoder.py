@@ -197,6 +197,5 @@ class Decoder(nn.Module):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Outputs (..., E) -> logits (..., V), by the word vectors themselves (Press & Wolf 2017) unless untied."""
-        if self.output_words is not None:
-            return F.linear(outputs, self.output_words, self.output_bias)
-        return F.linear(outputs, self.embedding.weight, self.output_bias)
+        words = self.embedding.weight if self.output_words is None else self.output_words
+        return F.linear(outputs, words, self.output_bias)

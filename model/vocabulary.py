@@ -56,12 +56,10 @@ class Vocabulary:
         """Ids -> words, pieces joined, without the special ones."""
         words: list[str] = []
         for token in (self.words[i] for i in ids if i >= len(SPECIAL)):
-            if not token.startswith(CONTINUES):
-                words.append(token)
-            elif words:
-                words[-1] += token[len(CONTINUES) :]
-            else:  # nothing to go on with
-                words.append(token[len(CONTINUES) :])
+            if words and token.startswith(CONTINUES):
+                words[-1] += token.removeprefix(CONTINUES)
+            else:
+                words.append(token.removeprefix(CONTINUES))  # a first piece may have nothing to go on with
         return words
 
     def counted(self, ids: Sequence[int]) -> Sequence[int | str]:

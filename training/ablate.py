@@ -157,7 +157,7 @@ class Bench:
         else:
             data = limited(self.data, self.table.limits, row.train_sets)
             pictures = len(data.split("train"))
-            train(row.recipe, data, folder, self.cache, self.device, None)
+            train(row.recipe, data, folder, self.cache, self.device)
             history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
         result = Result(history, pictures, time.monotonic() - began)
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,9 +175,7 @@ class Bench:
             captioner, frozen, pictures, 1, recipe.augment, self.cache, self.device, recipe.train.precision
         )
         found = engine.evaluate(captioner, val, frozen, recipe.model.search, recipe.train)
-        distinct = len({" ".join(words) for words in found.captions})
-        return {"epoch": 0, "val_loss": found.loss, "val_cider": found.cider, "val_repeated": found.repeated,
-                "distinct": distinct}  # fmt: skip
+        return {"epoch": 0, **found.figures()}
 
     def _folder(self, row: Row) -> Path:
         return self.runs / re.sub(r"\W+", "-", row.name)

@@ -96,7 +96,7 @@ def train_cells(recipe: Recipe, data: CaptionData, runs: Path, cache: Path, devi
         decoder = replace(recipe.model.decoder, cell=kind)
         mine = replace(recipe, model=replace(recipe.model, decoder=decoder))
         log.info("training: %s", kind)
-        best = train(mine, data, runs / kind, cache, device, None)
+        best = train(mine, data, runs / kind, cache, device)
         captioner = load_captioner(best)
         history: list[dict[str, Any]] = json.loads((runs / kind / "history.json").read_text())
         row = best_epoch(history)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -274,6 +275,15 @@ class Evaluation:
     cider: dict[str, float]
     loss: float  # teacher-forced cross-entropy a word
     repeated: float  # share of captions that hold a bigram twice
+
+    def figures(self) -> dict[str, Any]:
+        """What a history keeps of it."""
+        return {
+            "val_loss": self.loss,
+            "val_cider": self.cider,
+            "val_repeated": self.repeated,
+            "distinct": len({" ".join(words) for words in self.captions}),
+        }
 
 
 @torch.no_grad()

@@ -59,16 +59,7 @@ def choose(a: Captioner, b: Captioner, data: CaptionData, cache: Path) -> tuple[
         cider = next(iter(result.cider.values()))
         if best is None or cider > max(next(iter(row["val_cider"].values())) for row in history):
             best = captioner
-        history.append(
-            {
-                "epoch": step,
-                "share": share,
-                "val_cider": result.cider,
-                "val_loss": result.loss,
-                "val_repeated": result.repeated,
-                "distinct": len({" ".join(words) for words in result.captions}),
-            }
-        )
+        history.append({"epoch": step, "share": share, **result.figures()})
         log.info("%s", history[-1])
     assert best is not None
     return best, history

@@ -155,10 +155,10 @@ def train(
         cider = next(iter(result.cider.values()))  # the first data set named decides
         figures_now = {
             "epoch": progress.epoch + 1,
-            "train_loss": progress.loss / progress.step, "figure": progress.figure / progress.step,
-            "val_loss": result.loss, "val_cider": result.cider, "val_repeated": result.repeated,
-            "distinct": len({" ".join(words) for words in result.captions}),
-        }  # fmt: skip
+            "train_loss": progress.loss / progress.step,
+            "figure": progress.figure / progress.step,
+            **result.figures(),
+        }
         progress.epoch, progress.step, progress.loss, progress.figure = progress.epoch + 1, 0, 0.0, 0.0
         progress.history.append(figures_now)
         log.info("%s", json.dumps(figures_now))
