@@ -35,6 +35,7 @@ log = logging.getLogger("training.ablate")
 
 SECTIONS = {
     "training": "What is trained",
+    "steps": "Further steps, from another row's model",
     "sets": "Which sets are trained on",
     "search": "How the base row's model is searched",
 }
@@ -42,12 +43,17 @@ SECTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: the recipe, what it changes in words, the sets trained on (none named: all)."""
+    """One line of the table: the recipe, what it changes in words, the sets trained on (none named: all).
+
+    init: the row whose model training starts from, in place of fresh weights. teachers: rows to learn from.
+    """
 
     name: str
     recipe: Recipe
     change: str
     train_sets: tuple[str, ...] = ()
+    init: str = ""
+    teachers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class Table:
 
     def section(self, row: Row) -> str:
         """Which part of the page a row stands in."""
+        if row.init or row.teachers:
+            return "steps"
         if row.train_sets != self.rows[0].train_sets:
             return "sets"
         return "search" if row.change and _searching(row.recipe, self.rows[0].recipe) == row.recipe else "training"
@@ -67,10 +75,15 @@ class Table:
         """The base and the rows that change its seed alone."""
         base = self.rows[0]
 
-        def as_base(row: Row) -> Recipe:
-            return replace(row.recipe, train=replace(row.recipe.train, seed=base.recipe.train.seed))
+        def as_base(row: Row) -> Row:
+            recipe = replace(row.recipe, train=replace(row.recipe.train, seed=base.recipe.train.seed))
+            return replace(row, recipe=recipe, name=base.name, change=base.change)
 
-        return [row for row in self.rows if as_base(row) == base.recipe and row.train_sets == base.train_sets]
+        return [row for row in self.rows if as_base(row) == base]
+
+    def named(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +113,14 @@ def read_table(file: Path) -> Table:
     common = override(Recipe(name="ablation"), base)
     made = [Row("base", common, "")]
     for name, change in rows.items():
-        changes = {key: value for key, value in change.items() if key != "train_sets"}
-        recipe = override(common, changes)
-        made.append(Row(name, recipe, _in_words(change), tuple(change.get("train_sets", ()))))
-        if (recipe, made[-1].train_sets) == (common, ()):
+        changes = {key: value for key, value in change.items() if key not in ("train_sets", "init", "teachers")}
+        sets, teachers = (tuple(change.get(key, ())) for key in ("train_sets", "teachers"))
+        row = Row(name, override(common, changes), _in_words(change), sets, change.get("init", ""), teachers)
+        if replace(row, name="base", change="") == made[0]:
             raise ConfigError(f"{file}: row {name!r} changes nothing")
+        if unknown_rows := {row.init, *teachers} - {"", *(earlier.name for earlier in made)}:
+            raise ConfigError(f"{file}: row {name!r} needs {min(unknown_rows)!r}, which is no row above it")
+        made.append(row)
     return Table(tuple(made), limits)
 
 
@@ -157,7 +173,9 @@ class Bench:
         else:
             data = limited(self.data, self.table.limits, row.train_sets)
             pictures = len(data.split("train"))
-            train(row.recipe, data, folder, self.cache, self.device)
+            init, teachers = self._best(row.init) if row.init else None, [self._best(name) for name in row.teachers]
+            began = time.monotonic()  # the rows it needs have a time of their own
+            train(row.recipe, data, folder, self.cache, self.device, init, teachers)
             history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
         result = Result(history, pictures, time.monotonic() - began)
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,13 +195,18 @@ class Bench:
         found = engine.evaluate(captioner, val, frozen, recipe.model.search, recipe.train)
         return {"epoch": 0, **found.figures()}
 
+    def _best(self, name: str) -> Path:
+        """The best checkpoint of another row, which is run first where it was not."""
+        self.run(self.table.named(name))
+        return self._folder(self.table.named(name)) / "best"
+
     def _folder(self, row: Row) -> Path:
         return self.runs / re.sub(r"\W+", "-", row.name)
 
     def _of(self, row: Row) -> Any:
         """What a result depends on, as JSON holds it."""
-        content = {"recipe": asdict(row.recipe), "sets": row.train_sets, "limits": dict(self.table.limits)}
-        return json.loads(json.dumps(content))
+        content = {key: value for key, value in asdict(row).items() if key not in ("name", "change")}
+        return json.loads(json.dumps({**content, "limits": dict(self.table.limits)}))
 
 
 def facts(table: Table, results: Mapping[str, Result]) -> list[dict[str, Any]]:
@@ -273,7 +296,7 @@ def plot(table: Table, lines: Sequence[Mapping[str, Any]], results: Mapping[str,
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 2 + 0.24 * len(lines)), layout="constrained")
     shown = sorted(lines[1:], key=lambda line: float(line["to_base"]))
-    colours = dict(zip(SECTIONS, ("#0072b2", "#009e73", "#d55e00"), strict=True))  # told apart by everyone
+    colours = dict(zip(SECTIONS, ("#0072b2", "#cc79a7", "#009e73", "#d55e00"), strict=True))  # told apart by everyone
     left.barh([line["row"] for line in shown], [line["to_base"] for line in shown],
               color=[colours[line["section"]] for line in shown])  # fmt: skip
     apart = spread(table, lines) or 0.0

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,8 +13,9 @@ from tests.training.shapes import write_shapes
 from tests.training.tiny import CPU, recipe, shapes
 from training import ablate
 from training.ablate import Bench, Row, Table, facts, limited, main, read_table, spread
-from training.config import RECIPES
+from training.config import RECIPES, Recipe
 from training.data import read
+from training.train import train
 
 TABLE = """
 [pictures]
@@ -38,6 +41,12 @@ pieces = 30
 model.decoder = {feed_attention = true, tied = false}
 [rows."left alone"]
 train_sets = ["left"]
+[rows."more"]
+init = "base"
+[rows."pupil"]
+init = "more"
+teachers = ["base", "more"]
+train.teacher_share = 0.5
 [rows."greedy"]
 model.search.beam_size = 1
 """
@@ -53,9 +62,10 @@ def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
     table = read_table(write(tmp_path))
     assert [(row.name, table.section(row)) for row in table.rows] == [
         ("base", "training"), ("second seed", "training"), ("fed pieces", "training"), ("left alone", "sets"),
-        ("greedy", "search"),
+        ("more", "steps"), ("pupil", "steps"), ("greedy", "search"),
     ]  # fmt: skip
-    base, _, fed, left, greedy = table.rows
+    base, _, fed, left, _, pupil, greedy = table.rows
+    assert (pupil.init, pupil.teachers) == ("more", ("base", "more"))
     assert fed.recipe.model.decoder.feed_attention
     assert fed.recipe.model.decoder.hidden_size == base.recipe.model.decoder.hidden_size == 8
     assert (left.recipe, left.train_sets, left.change) == (base.recipe, ("left",), '`train_sets = ["left"]`')
@@ -71,6 +81,7 @@ def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
         ("[base]\n[rows.x]\nmin_count = 5", "row 'x' changes nothing"),
         ("[base]\n[rows]\n[pictures]\ntest = 3", "unknown key 'test'"),
         ("[base", "table.toml"),
+        ("[base]\n[rows.x]\ninit = 'y'\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row above it"),
     ],
 )
 def test_mistakes_are_errors(text: str, message: str, tmp_path: Path) -> None:
@@ -80,14 +91,14 @@ def test_mistakes_are_errors(text: str, message: str, tmp_path: Path) -> None:
 
 def test_the_table_that_ships_is_valid_and_every_row_is_another() -> None:
     table = read_table(RECIPES / "ablation.toml")
-    assert len({(row.recipe, row.train_sets) for row in table.rows}) == len(table.rows)
+    assert len({replace(row, name="", change="") for row in table.rows}) == len(table.rows)
     assert {table.section(row) for row in table.rows} == set(ablate.SECTIONS)
     assert len(table.seeds()) == 2
 
 
 def test_limits_are_of_each_set_and_a_row_may_name_its_sets(tmp_path: Path) -> None:
-    for name, train in (("left", 9), ("right", 4)):
-        write_shapes(tmp_path / name, train=train, val=5, test=1, size=32)
+    for name, count in (("left", 9), ("right", 4)):
+        write_shapes(tmp_path / name, train=count, val=5, test=1, size=32)
     data = read(tmp_path / "left", tmp_path / "right")
 
     def counts(*train_sets: str) -> dict[str, list[str]]:
@@ -114,6 +125,21 @@ def test_a_row_that_is_done_is_not_run_again(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ablate.engine, "evaluate", None)
     assert bench.run(greedy) == bench.done(greedy) == first
     assert bench.run(table.rows[0]).pictures == first.pictures == 20
+
+
+def test_a_row_brings_the_rows_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = read_table(write(tmp_path))
+    bench = Bench(table, shapes(tmp_path), tmp_path / "runs", tmp_path / "cache", CPU)
+    given = []
+
+    def watched(recipe: Recipe, *arguments: Any) -> Path:
+        given.append(arguments[-2:])
+        return train(recipe, *arguments)
+
+    monkeypatch.setattr(ablate, "train", watched)
+    bench.run(table.named("pupil"))
+    base, more = (tmp_path / "runs" / name / "best" for name in ("base", "more"))
+    assert given == [(None, []), (base, []), (more, [base, more])]
 
 
 def test_a_row_that_has_become_another_is_refused(tmp_path: Path) -> None:
@@ -148,14 +174,14 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert text in capsys.readouterr().out
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| row")]
     assert [row.split("|")[1].strip() for row in rows] == [
-        "base", "second seed", "fed pieces", "base", "left alone", "base", "greedy",
+        "base", "second seed", "fed pieces", "base", "more", "pupil", "base", "left alone", "base", "greedy",
     ]  # fmt: skip
     assert {row.count("|") for row in rows} == {11}
     assert "1 epochs on 40 pictures" in text
     lines = json.loads((tmp_path / "docs" / "ablation.json").read_text())
-    assert [line["row"] for line in lines] == ["base", "second seed", "fed pieces", "left alone", "greedy"]
+    assert [line["row"] for line in lines] == [row.name for row in read_table(write(tmp_path)).rows]
     assert all(set(line["cider"]) == {"left", "right"} and line["seconds"] > 0 for line in lines)
-    assert [line["pictures"] for line in lines] == [40, 40, 40, 20, 40]
+    assert [line["pictures"] for line in lines] == [40, 40, 40, 20, 40, 40, 40]
     with Image.open(tmp_path / "docs" / "images" / "ablation.png") as image:
         assert image.width > 1000
     assert main([*arguments, "--rows", "nonsense"]) == 1
