@@ -148,7 +148,7 @@ def _key(
     digest.update(json.dumps(settings).encode())
     for name, value in captioner.encoder.stages[:frozen_stages].state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().numpy().tobytes())
+        digest.update((value.detach().cpu().numpy() + 0).tobytes())  # + 0: no negative zeros, which equal others
     for picture in pictures:
         digest.update(f"{picture.path}:{picture.offset}:{picture.size}\n".encode())
     return digest.hexdigest()[:20]
