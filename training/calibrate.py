@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from model import preprocess
 from model.captioner import Captioner
 from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, save_captioner
 from model.errors import CaptionModelError
-from model.vocabulary import PAD, UNKNOWN
+from model.vocabulary import PAD
 from training.data import DataError, Picture, read
 from training.engine import padded
 from training.export import export
@@ -78,20 +77,17 @@ def confidence(
     return np.concatenate(probabilities), np.concatenate(right)
 
 
-@torch.inference_mode()
 def fit_temperature(captioner: Captioner, outputs: Tensor, targets: Tensor) -> float:
-    """The temperature under which the reference words are likeliest, by golden-section search on its logarithm."""
-    known = targets != UNKNOWN  # never said, so no temperature makes them likely
-    outputs, targets = outputs[known], targets[known]
+    """The temperature whose probabilities best foretell whether the likeliest word is the reference's.
+
+    That is what a caption's confidence says, so the log loss of just this yes or no is minimised (top-label
+    calibration, Gupta & Ramdas 2022, arXiv:2107.08353), by golden-section search on the logarithm of the
+    temperature. All words' likelihood would be another aim: label smoothing bends it by words never chosen.
+    """
 
     def surprise(log_temperature: float) -> float:
-        total = 0.0
-        for some, wanted in zip(outputs.split(4096), targets.split(4096), strict=True):
-            log_probabilities = captioner.decoder.log_probabilities(
-                captioner.decoder.logits(some).float(), math.exp(log_temperature)
-            )
-            total += float(F.nll_loss(log_probabilities, wanted, reduction="sum"))
-        return total
+        p, right = confidence(captioner, outputs, targets, math.exp(log_temperature))
+        return -float(np.log(np.where(right, p, 1 - p).clip(1e-6)).mean())
 
     low, high = math.log(LOWEST), math.log(HIGHEST)
     golden = (math.sqrt(5) - 1) / 2

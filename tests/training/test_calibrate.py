@@ -73,15 +73,16 @@ def test_the_temperature_that_made_the_words_is_found(captioner: Captioner) -> N
         assert at[true] < 0.02 < at[3 * true]
 
 
-def test_unknown_reference_words_count_as_wrong_but_do_not_bend_the_fit(captioner: Captioner) -> None:
+def test_unknown_reference_words_count_as_wrong(captioner: Captioner) -> None:
+    """What the model would have said there was not what a person said: it should be less sure."""
     outputs = torch.tanh(torch.randn(500, 16, generator=torch.Generator().manual_seed(2)))
     _, right = confidence(captioner, outputs, torch.full((500,), UNKNOWN), 1.0)
     assert not right.any()
     with torch.inference_mode():
         best = captioner.decoder.log_probabilities(captioner.decoder.logits(outputs), 1.0).argmax(-1)
     mixed = torch.where(torch.arange(500) % 5 == 0, UNKNOWN, best)
-    known = mixed != UNKNOWN
-    assert fit_temperature(captioner, outputs, mixed) == fit_temperature(captioner, outputs[known], best[known])
+    sure, less_sure = (fit_temperature(captioner, outputs, targets) for targets in (best, mixed))
+    assert sure < less_sure
 
 
 def test_the_command_stores_the_temperature_and_keeps_the_rest(
