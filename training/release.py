@@ -36,7 +36,7 @@ from training.train import best_epoch
 
 log = logging.getLogger("training.release")
 
-BEAMS, LENGTH_PENALTIES, BLOCKS = (2, 3, 5), (0.4, 0.7, 1.0), (2, 3)
+BEAMS, LENGTH_PENALTIES, BLOCKS = (2, 3, 5), (0.4, 0.7, 1.0, 1.3), (2, 3)
 
 
 def choose_search(folder: Path, pictures: Sequence[Picture]) -> tuple[SearchConfig, list[dict[str, Any]]]:
@@ -119,7 +119,7 @@ def card(facts: Mapping[str, Any]) -> str:
                 f"calibration error {figures['calibration_error']}.",
                 "",
             ]
-    lines += ["Percent, coco-caption scoring (`python -m training.evaluate`). The test pictures were scored once.", ""]
+    lines += ["Percent, coco-caption scoring (`python -m training.evaluate`). No choice was made on the test pictures.", ""]
     lines += ["## Training", ""]
     for stage in facts["training"]:
         best = stage["history"][stage["best_epoch"] - 1]
