@@ -119,7 +119,7 @@ def card(facts: Mapping[str, Any]) -> str:
                 f"calibration error {figures['calibration_error']}.",
                 "",
             ]
-    lines += ["Percent, coco-caption scoring (`python -m training.evaluate`). No choice was made on the test pictures.", ""]
+    lines += ["Percent, coco-caption scoring by `training.evaluate`. Nothing was chosen on the test pictures.", ""]
     lines += ["## Training", ""]
     for stage in facts["training"]:
         best = stage["history"][stage["best_epoch"] - 1]
