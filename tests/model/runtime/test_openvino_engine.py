@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.checkpoint import CONFIG, digest
+from model.checkpoint import CONFIG, digest, open_checkpoint
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.engine import Precision, load_engine
@@ -47,7 +47,8 @@ def test_agrees_with_torch_on_100_pictures(checkpoint: Path) -> None:
 
 @with_embedded
 def test_agrees_with_torch_on_100_pictures_with_the_embedded_model() -> None:
-    drawn = [np.asarray(draw_pair(random.Random(i), 224)[0]) for i in range(100)]
+    size = open_checkpoint(EMBEDDED).config.preprocess.size
+    drawn = [np.asarray(draw_pair(random.Random(i), size)[0]) for i in range(100)]
     assert agreement(EMBEDDED, np.stack(drawn), tolerance=0.02) >= 0.98
 
 
