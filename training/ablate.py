@@ -166,15 +166,16 @@ class Bench:
             return done
         log.info("row: %s", row.name)
         folder = self._folder(row)
-        began = time.monotonic()
+        # The rows it needs come first: they have a time of their own.
         if self.table.section(row) == "search":
-            base = self.run(self.table.rows[0])
-            history, pictures = [self._search(row)], base.pictures
+            pictures = self.run(self.table.rows[0]).pictures
+            began = time.monotonic()
+            history = [self._search(row)]
         else:
             data = limited(self.data, self.table.limits, row.train_sets)
             pictures = len(data.split("train"))
             init, teachers = self._best(row.init) if row.init else None, [self._best(name) for name in row.teachers]
-            began = time.monotonic()  # the rows it needs have a time of their own
+            began = time.monotonic()
             train(row.recipe, data, folder, self.cache, self.device, init, teachers)
             history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
         result = Result(history, pictures, time.monotonic() - began)
@@ -185,7 +186,7 @@ class Bench:
 
     def _search(self, row: Row) -> Mapping[str, Any]:
         """What the base row's best model says under the row's search, as an epoch of a history."""
-        captioner = load_captioner(self._folder(self.table.rows[0]) / "best").to(self.device)
+        captioner = load_captioner(self._best(self.table.rows[0].name)).to(self.device)
         recipe = row.recipe
         frozen = len(captioner.encoder.stages) - recipe.train_stages
         pictures = limited(self.data, self.table.limits).split("val")
@@ -197,8 +198,9 @@ class Bench:
 
     def _best(self, name: str) -> Path:
         """The best checkpoint of another row, which is run first where it was not."""
-        self.run(self.table.named(name))
-        return self._folder(self.table.named(name)) / "best"
+        row = self.table.named(name)
+        self.run(row)
+        return self._folder(row) / "best"
 
     def _folder(self, row: Row) -> Path:
         return self.runs / re.sub(r"\W+", "-", row.name)

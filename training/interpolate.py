@@ -1,7 +1,8 @@
 """Between two checkpoints: `python -m training.interpolate A B --data SET... --run RUN`.
 
-Weights part of the way from A to B, where B was trained on from A, are often better than both: they
-keep what B learnt and lose some of what it learnt by heart (Wortsman et al. 2022, arXiv:2109.01903).
+Weights part of the way from A to B, where B was trained on from A or both were from a third, are often
+better than both: they keep what was learnt and lose some of what was learnt by heart (Wortsman et al.
+2022, arXiv:2109.01903).
 The share is chosen on validation pictures.
 """
 

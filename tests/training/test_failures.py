@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.config import RECIPES
 from training.failures import KINDS, Failure, guess, read_judgements, tally, verbs_of
 
 DOG = [["a", "brown", "dog", "runs", "on", "grass"], ["the", "dog", "is", "running", "outside"]]
@@ -50,6 +51,16 @@ def test_tally_counts_the_gravest_kind() -> None:
     counts = tally(found)
     assert tuple(counts) == KINDS
     assert {kind: n for kind, n in counts.items() if n} == {"wrong object": 1, "wrong colour": 2, "other wording": 1}
+
+
+def test_the_judgements_that_ship_are_of_twenty_pictures_and_counted_as_the_docs_say() -> None:
+    judged = read_judgements(RECIPES / "flickr8k.judgements.json")
+    counts = {kind: count for kind, count in tally([[failure] for failure in judged.values()]).items() if count}
+    assert counts == {
+        "wrong object": 7, "wrong action": 4, "wrong count": 4,
+        "hallucination": 3, "wrong colour": 1, "other wording": 1,
+    }  # fmt: skip
+    assert all(failure.evidence for failure in judged.values())
 
 
 def test_judgements_are_read(tmp_path: Path) -> None:
