@@ -23,7 +23,7 @@ from model.errors import ConfigError
 from model.torchvision_compat import torchvision  # noqa: F401  (must come before torchvision's modules)
 
 import torchvision.models as tv_models  # isort: skip
-from torchvision.ops import Conv2dNormActivation  # isort: skip
+from torchvision.ops import Conv2dNormActivation, StochasticDepth  # isort: skip
 
 
 class Encoder(nn.Module):
@@ -132,10 +132,22 @@ class LiteBlock(nn.Module):
         layers += _conv(wide, outputs, 1, act=False)
         self.layers = nn.Sequential(*layers)
         self.skip = stride == 1 and inputs == outputs
+        self.drop_path = StochasticDepth(0.0, "row")  # see `drop_paths`
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
-        return x + out if self.skip else out
+        return x + self.drop_path(out) if self.skip else out
+
+
+def drop_paths(stages: nn.Module, probability: float) -> None:
+    """Until the next `eval()`, leave each block with a skip out for this share of the pictures.
+
+    That is stochastic depth (Huang et al. 2016, arXiv:1603.09382); it says nothing about batch norm.
+    """
+    for module in stages.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = probability
+            module.train()
 
 
 def _round_channels(channels: int, width: float) -> int:

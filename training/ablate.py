@@ -29,6 +29,7 @@ from model.errors import CaptionModelError, ConfigError
 from training import engine, features
 from training.config import RECIPES, Recipe
 from training.data import CaptionData, DataError, Picture, read
+from training.process import settle
 from training.train import best_epoch, train
 
 log = logging.getLogger("training.ablate")
@@ -335,6 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot go")
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     began = time.monotonic()
     try:

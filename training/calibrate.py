@@ -30,6 +30,7 @@ from training.data import DataError, Picture, read
 from training.engine import padded
 from training.export import export
 from training.metrics import expected_calibration_error
+from training.process import settle
 
 log = logging.getLogger("training.calibrate")
 
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
     parser.add_argument("--split", default="val", help="pictures to fit on (default: val)")
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         captioner = load_captioner(options.folder)

@@ -28,6 +28,7 @@ from model.config import CellKind
 from model.errors import CaptionModelError
 from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
+from training.process import settle
 from training.train import best_epoch, train
 
 log = logging.getLogger("training.compare_cells")
@@ -208,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where cells.md and images/cells.png go")
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         recipe = find_recipe(options.recipe)

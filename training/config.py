@@ -24,6 +24,7 @@ class TrainConfig:
     learning_rate: float = 1e-3  # peak, of the decoder
     encoder_learning_rate: float = 1e-4  # peak, of the last encoder stage that is trained
     encoder_decay: float = 0.7  # each stage before it learns by this factor slower
+    drop_path: float = 0.0  # how often a block of the trained stages is left out for a picture (stochastic depth)
     batch_norm: Literal["kept", "learnt"] = "kept"  # statistics of the trained stages; learnt: when from scratch
     weight_decay: float = 0.01
     warmup: int = 300  # steps; then a cosine down to a twentieth of the peak

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.captioner import Captioner
 from model.config import SearchConfig
 from model.decoder import Memory
-from model.encoder import as_regions
+from model.encoder import as_regions, drop_paths
 from model.runtime.torch_engine import TorchStepper
 from model.search import search
 from model.vocabulary import END, PAD, START, words_of
@@ -243,6 +243,7 @@ def train_one_epoch(
     captioner.encoder.eval()  # batch-norm statistics stay those of ImageNet, even of stages that are trained
     if config.batch_norm == "learnt":
         captioner.encoder.stages[frozen_stages:].train()
+    drop_paths(captioner.encoder.stages[frozen_stages:], config.drop_path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     for batch in batches:

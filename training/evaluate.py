@@ -25,6 +25,7 @@ from training import calibrate, failures
 from training.data import DataError, Picture, read
 from training.gallery import Entry, write_gallery
 from training.metrics import SCORES, MetricError, Report, expected_calibration_error, require_java, score
+from training.process import settle
 
 log = logging.getLogger("training.evaluate")
 
@@ -180,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--failures", type=int, default=0, help="only the N worst captions in the gallery, by kind")
     parser.add_argument("--judgements", type=Path, help="JSON of picture name -> [kind, note], put in place of guesses")
     options = parser.parse_args(arguments)
+    settle()
     if options.failures and not options.gallery:
         parser.error("--failures needs --gallery")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -24,6 +24,7 @@ from training import engine, features
 from training.augment import AugmentConfig
 from training.config import TrainConfig
 from training.data import CaptionData, DataError, read
+from training.process import settle
 
 log = logging.getLogger("training.interpolate")
 
@@ -75,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.train makes one")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_flush_denormal(True)
     try:
         best, history = choose(load_captioner(options.a), load_captioner(options.b), read(*options.data), options.cache)
         recipe = {"name": "interpolate", "shares": SHARES}

@@ -32,6 +32,7 @@ from training.data import DataError, Picture, read
 from training.evaluate import caption_pictures, describe, evaluate
 from training.export import export
 from training.metrics import MetricError, expected_calibration_error, repeats_bigram, require_java
+from training.process import settle
 from training.train import best_epoch
 
 log = logging.getLogger("training.release")
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))

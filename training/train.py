@@ -31,6 +31,7 @@ from training.cider import CiderD
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, read
 from training.pieces import build_pieces
+from training.process import settle
 
 log = logging.getLogger("training")
 
@@ -66,7 +67,6 @@ def train(
     """
     config = recipe.train
     torch.manual_seed(config.seed)
-    torch.set_flush_denormal(True)  # denormal numbers are a hundred times slower on a CPU
     run.mkdir(parents=True, exist_ok=True)
     captioner = _captioner(recipe, data, init).to(device)
     captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -306,6 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, help="in place of the recipe's train.seed")
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         recipe = find_recipe(options.recipe)

@@ -408,6 +408,27 @@ def test_batch_norm_statistics(batch_norm: Any, tmp_path: Path) -> None:
         assert all(same) if batch_norm == "kept" or frozen == 9 else not any(same)
 
 
+def test_blocks_are_left_out_of_the_trained_stages_while_training_and_never_otherwise(tmp_path: Path) -> None:
+    captioner = tiny.captioner(tiny.shapes(tmp_path))
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    seen: list[Tensor] = []
+
+    def loss_of(of: Memory, batch: Batch) -> tuple[Tensor, float]:
+        seen.append(captioner.encoder(captioner.normalise(pixels)).detach())
+        return of.start.square().sum(), 0.0
+
+    captioner.eval()
+    whole = captioner.encoder(captioner.normalise(pixels)).detach()
+    for frozen, drop_path, alike in ((0, 0.0, True), (0, 0.5, False), (9, 0.5, True), (0, 0.0, True)):
+        seen.clear()
+        one_epoch(captioner, loss_of, TrainConfig(precision="fp32", drop_path=drop_path), frozen)
+        assert torch.equal(seen[0], seen[1]) == alike
+        assert torch.equal(seen[0], whole) == alike
+    one_epoch(captioner, loss_of, TrainConfig(precision="fp32", drop_path=0.5), 0)
+    captioner.eval()
+    assert torch.equal(captioner.encoder(captioner.normalise(pixels)), whole)
+
+
 # --- validation ------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,24 @@
+"""How a process that trains treats the machine; every command of this package begins with it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+# mallopt(3): parameter -> value. Memory that is freed stays with the process: every step needs it again,
+# and on a CPU fresh pages cost more than the arithmetic done in them.
+_MALLOC = {
+    -4: 0,  # M_MMAP_MAX: nothing is given a mapping of its own, which would go back when freed
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap's free end is not given back
+    -2: 2**28,  # M_TOP_PAD: the heap grows by so many bytes at least
+}
+
+
+def settle() -> None:
+    """Flush denormal numbers, a hundred times slower than others on a CPU, and, with glibc, keep freed memory."""
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for parameter, value in _MALLOC.items():
+            mallopt(parameter, value)
