@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -16,7 +17,8 @@ import torch
 
 from model.captioner import Captioner
 from model.checkpoint import load_captioner, open_checkpoint
-from model.config import SearchConfig
+from model.config import EncoderConfig, SearchConfig
+from model.encoder import fold_norms
 from model.errors import ConfigError
 from model.vocabulary import Vocabulary
 from tests.training import tiny
@@ -354,14 +356,27 @@ def test_what_is_taught_is_learnt(data: CaptionData, cache: Path, tmp_path: Path
 def test_teachers_that_do_not_fit_are_refused(data: CaptionData, cache: Path, tmp_path: Path) -> None:
     from model.checkpoint import save_captioner
 
-    mine, wordy, other = tiny.captioner(data), tiny.captioner(data), tiny.captioner(data)
-    wordy = Captioner(wordy.config, Vocabulary.build(["quite another language"], 1))
+    mine = tiny.captioner(data)
+    other, folded = copy.deepcopy(mine), copy.deepcopy(mine)
     with torch.no_grad():
         next(other.encoder.parameters()).add_(1)
-    for name, captioner in {"mine": mine, "wordy": wordy, "other": other}.items():
+    fold_norms(folded.encoder)
+    preprocess = replace(mine.config.preprocess, size=mine.config.preprocess.size + 32)
+    captioners = {
+        "mine": mine,
+        "wordy": Captioner(mine.config, Vocabulary.build(["quite another language"], 1)),
+        "larger": Captioner(replace(mine.config, preprocess=preprocess), mine.vocabulary),
+        "other": other,
+        "another": Captioner(replace(mine.config, encoder=EncoderConfig("efficientnet_lite1")), mine.vocabulary),
+        "folded": folded,  # as in a release: other numbers, the same function
+    }
+    for name, captioner in captioners.items():
         save_captioner(captioner, tmp_path / name, {})
     taught = tiny.recipe(teacher_share=0.5)
-    for name, message in {"wordy": "has another vocabulary", "other": "the first 9 encoder stages"}.items():
+    run(taught, data, tmp_path / "learnt", cache, tmp_path / "mine", [tmp_path / "folded"])
+    stages = "the first 9 encoder stages"
+    messages = {"wordy": "another vocabulary", "larger": "takes other pixels", "other": stages, "another": stages}
+    for name, message in messages.items():
         with pytest.raises(DataError, match=message):
             run(taught, data, tmp_path / "run", cache, tmp_path / "mine", [tmp_path / name])
     for recipe, teachers in ((taught, []), (tiny.recipe(), [tmp_path / "mine"])):
