@@ -89,9 +89,15 @@ def size_of(captioner: Captioner) -> dict[str, Any]:
 
 
 def stages_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """What each training run was told and what it reached, in the order they were run."""
-    stages = []
+    """What each training run was told and what it reached, in the order they were run.
+
+    A release among `runs`, which training went on from, stands for the runs that led to it.
+    """
+    stages: list[dict[str, Any]] = []
     for run in runs:
+        if (run / METRICS).is_file():
+            stages += json.loads((run / METRICS).read_text(encoding="utf-8"))["training"]
+            continue
         recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
         history = json.loads((run / "history.json").read_text(encoding="utf-8"))
         best = best_epoch(history)
@@ -179,7 +185,9 @@ def release(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.release", description="Release a trained checkpoint.")
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of the runs that led to it, the last one's best")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of the runs that led to it, or of a release; the last one's best"
+    )
     parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
     parser.add_argument("--notes", type=Path, required=True, help="TOML with the words of the card")

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model.checkpoint import write_json
+from model.config import SearchConfig
+from tests.training import tiny
+from training import release
+from training.data import Picture
+
+EMBEDDED = Path(__file__).parents[2] / "model" / "weights" / "default"
+
+
+def write_run(folder: Path, name: str, ciders: Sequence[float]) -> Path:
+    history = [{"epoch": i, "val_cider": {"mine": cider, "other": -cider}} for i, cider in enumerate(ciders, 1)]
+    write_json(folder / "recipe.json", {"name": name})
+    write_json(folder / "history.json", history)
+    return folder
+
+
+def test_the_stages_are_the_runs_with_their_best_epoch(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    runs = [write_run(tmp_path / "first", "a", [3.0, 9.0, 4.0]), write_run(tmp_path / "second", "b", [1.0])]
+    stages = release.stages_of(runs)
+    assert [(s["recipe"]["name"], s["epochs"], s["best_epoch"]) for s in stages] == [("a", 3, 2), ("b", 1, 1)]
+    assert [len(s["history"]) for s in stages] == [3, 1]
+
+
+def test_a_release_stands_for_the_runs_that_led_to_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    run = write_run(tmp_path / "run", "more", [5.0, 4.0])
+    before = json.loads((EMBEDDED / "metrics.json").read_text(encoding="utf-8"))["training"]
+    stages = release.stages_of([EMBEDDED, run])
+    assert stages[:-1] == before
+    assert stages[-1]["recipe"]["name"] == "more"
+
+
+def test_the_shipped_card_is_what_its_metrics_say() -> None:
+    facts = json.loads((EMBEDDED / "metrics.json").read_text(encoding="utf-8"))
+    card = release.card(facts)
+    assert card == (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    for stage in facts["training"]:
+        assert f"`{stage['recipe']['name']}`: {stage['epochs']} epochs, best {stage['best_epoch']}" in card
+    facts["test"]["flickr8k"]["CIDEr"] = 12.34
+    assert "| 12.3 |" in release.card(facts)
+
+
+def test_the_size_is_that_of_all_parameters_and_of_the_encoders_work(tmp_path: Path) -> None:
+    captioner = tiny.captioner(tiny.shapes(tmp_path)).eval()
+    size = release.size_of(captioner)
+    assert size["vocabulary"] == len(captioner.vocabulary)
+    total = sum(p.numel() for p in captioner.parameters())
+    assert size["parameters_millions"] == round(total / 1e6, 2)
+    assert size["encoder_parameters_millions"] < size["parameters_millions"]
+    assert 0 < size["encoder_gflops"] < 0.05  # of 0.8 with 224 pixels, 49 times as many as these
+
+
+@pytest.mark.parametrize(
+    ("best_of", "expected"),
+    [
+        ({(3, 1.0): 3}, (3, 1.0)),  # clearly better: it wins
+        ({(5, 1.0): 3, (2, 0.4): 3}, (2, 0.4)),  # as good with a smaller beam
+    ],
+)
+def test_the_search_is_the_smallest_of_the_best(
+    best_of: dict[tuple[int, float], int], expected: tuple[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references = ["a red dog runs home", "two men sit here", "the cat sleeps well"]
+    pictures = [Picture(f"{i}.png", (text,), "val", "mine", Path("none")) for i, text in enumerate(references)]
+
+    def caption_pictures(engine: Any, pictures: Any, searches: Sequence[SearchConfig]) -> Any:
+        def said(search: SearchConfig) -> list[SimpleNamespace]:
+            right = best_of.get((search.beam_size, search.length_penalty), 1)
+            return [SimpleNamespace(text=text if i < right else "nothing") for i, text in enumerate(references)]
+
+        return pictures, [said(search) for search in searches]
+
+    monkeypatch.setattr(
+        release, "load_engine", lambda *_: SimpleNamespace(config=SimpleNamespace(search=SearchConfig()))
+    )
+    monkeypatch.setattr(release, "caption_pictures", caption_pictures)
+    search, tried = release.choose_search(Path("none"), pictures)
+    assert (search.beam_size, search.length_penalty) == expected
+    assert len(tried) == len(release.BEAMS) * len(release.LENGTH_PENALTIES) * len(release.BLOCKS)
+
+
+def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = tmp_path / "notes.toml"
+    notes.write_text('intended = "tests"\ndata = []\n')
+    arguments = [str(tmp_path), "--data", "none", "--to", str(tmp_path / "to"), "--notes", str(notes)]
+    assert release.main([*arguments, "--name", "tiny", "--version", "1"]) == 1
+    assert "lacks failures, limits, terms" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
