@@ -41,36 +41,41 @@ BEAMS, LENGTH_PENALTIES, BLOCKS = (2, 3, 5), (0.4, 0.7, 1.0, 1.3), (2, 3)
 
 
 def choose_search(folder: Path, pictures: Sequence[Picture]) -> tuple[SearchConfig, list[dict[str, Any]]]:
-    """The search with the best CIDEr on `pictures` of those tried, and what each gave.
+    """The search with the best CIDEr and BLEU-4 (their sum, percent) on `pictures` of those tried, and what each gave.
 
-    Of searches within 0.3 of the best, the one that repeats bigrams least, then the smallest beam.
+    Of searches within 0.3 of the best, one that repeats few bigrams, then the smallest beam.
     """
+    from pycocoevalcap.bleu.bleu import Bleu
+
     engine = load_engine(folder, "cpu")
     searches = [
         replace(engine.config.search, beam_size=beam, length_penalty=penalty, block_ngram=block)
         for beam, penalty, block in itertools.product(BEAMS, LENGTH_PENALTIES, BLOCKS)
     ]
     sound, captions = caption_pictures(engine, pictures, searches)
-    scorer = CiderD([[words_of(c) for c in picture.captions] for picture in sound])
+    references = [[words_of(c) for c in picture.captions] for picture in sound]
+    scorer, truth = CiderD(references), {i: [" ".join(words) for words in mine] for i, mine in enumerate(references)}
     tried = []
     for search, mine in zip(searches, captions, strict=True):
         words = [words_of(caption.text) for caption in mine]
+        bleu, _ = Bleu(4).compute_score(truth, {i: [" ".join(said)] for i, said in enumerate(words)}, verbose=0)
         tried.append(
             {
                 "beam_size": search.beam_size,
                 "length_penalty": search.length_penalty,
                 "block_ngram": search.block_ngram,
                 "CIDEr": round(100 * float(scorer.score(words, range(len(words))).mean()), 2),
+                "BLEU-4": round(100 * bleu[3], 2),
                 "repeated_bigrams": round(100 * sum(map(repeats_bigram, words)) / len(words), 2),
                 "distinct_captions": len({caption.text for caption in mine}),
             }
         )
         log.info("%s", tried[-1])
-    best = max(row["CIDEr"] for row in tried)
+    sums = [row["CIDEr"] + row["BLEU-4"] for row in tried]
     rank = min(
-        (row["repeated_bigrams"] > 1, row["beam_size"], -row["CIDEr"], i)
-        for i, row in enumerate(tried)
-        if row["CIDEr"] >= best - 0.3
+        (row["repeated_bigrams"] > 1, row["beam_size"], -total, i)
+        for i, (row, total) in enumerate(zip(tried, sums, strict=True))
+        if total >= max(sums) - 0.3
     )
     return searches[rank[-1]], tried
 
