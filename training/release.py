@@ -151,6 +151,7 @@ def release(
 ) -> None:
     """Write the release of the last of `runs` into `folder`."""
     require_java()
+    training = stages_of(runs)  # first: the release among them may be the folder that is written
     data = read(*specs)
     val, test = data.split("val"), data.split("test")
     first = val[0].source  # the first data set decides
@@ -172,7 +173,7 @@ def release(
         "search": describe(search),
         "temperature": temperature,
         "searches_tried_on_validation": tried,
-        "training": stages_of(runs),
+        "training": training,
     }
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)  # the search is no part of the graphs
     engine = load_engine(folder, "cpu")
