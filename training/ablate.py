@@ -254,10 +254,10 @@ def page(table: Table, lines: Sequence[Mapping[str, Any]], data: CaptionData) ->
         "",
         f"Written by `python -m training.ablate`; change that, not this. Budget of a row: {recipe.train.epochs} epochs "
         f"on {base['pictures']} pictures, {recipe.train.captions_per_picture} captions each, decoder "
-        f"{recipe.model.decoder.hidden_size} wide on a {recipe.model.encoder.name}; "
+        f"{recipe.model.decoder.hidden_size} wide on {recipe.model.encoder.name}; "
         f"{sum(line['seconds'] for line in lines) / 60:.0f} minutes for all rows here. Every row is the base recipe "
         "with one thing changed, and its figures are of the epoch with the best validation CIDEr. On so small a budget "
-        f"rows show directions, not what a full run reaches. {noise}",
+        f"what learns quickly looks best: rows show directions, not what a full run reaches. {noise}",
         "",
         "![Change in validation CIDEr against the base, and CIDEr by epoch](images/ablation.png)",
         "",
