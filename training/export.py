@@ -30,6 +30,7 @@ from model.decoder import Decoder, Memory
 from model.encoder import fold_norms
 from model.errors import CaptionModelError
 from model.runtime.openvino_engine import ENCODER, STEP, STEP_INT8
+from training.process import settle
 
 log = logging.getLogger("training.export")
 
@@ -187,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a checkpoint folder")
     parser.add_argument("--to", type=Path, help="copy the checkpoint there first, and export there")
     options = parser.parse_args(arguments)
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder: Path = options.to or options.folder
     try:

@@ -72,10 +72,11 @@ def choose_search(folder: Path, pictures: Sequence[Picture]) -> tuple[SearchConf
         )
         log.info("%s", tried[-1])
     sums = [row["CIDEr"] + row["BLEU-4"] for row in tried]
+    best = max(sums)
     rank = min(
         (row["repeated_bigrams"] > 1, row["beam_size"], -total, i)
         for i, (row, total) in enumerate(zip(tried, sums, strict=True))
-        if total >= max(sums) - 0.3
+        if total >= best - 0.3
     )
     return searches[rank[-1]], tried
 

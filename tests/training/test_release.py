@@ -19,14 +19,13 @@ EMBEDDED = Path(__file__).parents[2] / "model" / "weights" / "default"
 
 def write_run(folder: Path, name: str, ciders: Sequence[float]) -> Path:
     history = [{"epoch": i, "val_cider": {"mine": cider, "other": -cider}} for i, cider in enumerate(ciders, 1)]
+    folder.mkdir()
     write_json(folder / "recipe.json", {"name": name})
     write_json(folder / "history.json", history)
     return folder
 
 
 def test_the_stages_are_the_runs_with_their_best_epoch(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
     runs = [write_run(tmp_path / "first", "a", [3.0, 9.0, 4.0]), write_run(tmp_path / "second", "b", [1.0])]
     stages = release.stages_of(runs)
     assert [(s["recipe"]["name"], s["epochs"], s["best_epoch"]) for s in stages] == [("a", 3, 2), ("b", 1, 1)]
@@ -34,7 +33,6 @@ def test_the_stages_are_the_runs_with_their_best_epoch(tmp_path: Path) -> None:
 
 
 def test_a_release_stands_for_the_runs_that_led_to_it(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
     run = write_run(tmp_path / "run", "more", [5.0, 4.0])
     before = json.loads((EMBEDDED / "metrics.json").read_text(encoding="utf-8"))["training"]
     stages = release.stages_of([EMBEDDED, run])
