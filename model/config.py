@@ -39,7 +39,8 @@ class DecoderConfig:
     cell: CellKind = "lstm"
     embed_size: int = 256  # word vectors
     tied: bool = True  # the output layer compares with the word vectors themselves; false: with vectors of its own
-    hidden_size: int = 512  # state of both recurrent layers
+    layers: Literal[1, 2] = 2  # recurrent layers; 1: the output reads the layer that asked the attention
+    hidden_size: int = 512  # state of each recurrent layer
     attention_heads: int = 4  # heads of the dot-product attention over the regions
     sentinel: bool = False  # adaptive attention: a learned extra "region" for words that need no look
     feed_attention: bool = False  # layer 1 reads what the step before attended to, beside the word
@@ -115,7 +116,7 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value from JSON or TOML may stand where `hint` is declared."""
     arguments = get_args(hint)
     if get_origin(hint) is Literal:
-        return value in arguments
+        return any(type(value) is type(one) and value == one for one in arguments)  # true is no 1
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if arguments:  # int | None

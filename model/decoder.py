@@ -4,6 +4,8 @@
                    -> multi-head attention over the regions, asked by layer 1
                    -> recurrent layer 2 -> output tied to the word embedding
 
+With `layers = 1` there is no layer 2: the output reads what layer 1 shows in its place.
+
 Layer 2 does not feed back into layer 1. Teacher forcing therefore runs two fused recurrent layers
 and one attention over all time steps at once, and a decoding step is a handful of small products.
 The picture's keys and values are computed once for all its captions and beams.
@@ -41,7 +43,7 @@ class Memory(NamedTuple):
 class StepOutput(NamedTuple):
     """One decoding step for B pictures with K captions each.
 
-    logits: (B, K, V). state: (B, K, S), both layers' states.
+    logits: (B, K, V). state: (B, K, S), the layers' states.
     attention: (B, K, L + 1), mean over heads, the sentinel's weight last. gates: (B, K, layers, G).
     """
 
@@ -73,7 +75,7 @@ class Decoder(nn.Module):
         self.key = nn.Linear(A, A)
         self.value = nn.Linear(A, A)
         self.sentinel = nn.Linear(H, 2 * A) if config.sentinel else None
-        self.layer2 = cell(H + A, H)
+        self.layer2 = cell(H + A, H) if config.layers == 2 else None
         self.output = nn.Linear(H + A, E)
         self.output_bias = nn.Parameter(torch.zeros(V))
         self.output_words = None if config.tied else nn.Parameter(torch.randn(V, E) * E**-0.5)
@@ -85,8 +87,8 @@ class Decoder(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """S: width of the packed state of both layers."""
-        return 2 * self.layer1.states * self.config.hidden_size
+        """S: width of the packed state of all layers."""
+        return self.config.layers * self.layer1.states * self.config.hidden_size
 
     @property
     def gate_names(self) -> tuple[str, ...]:
@@ -118,35 +120,39 @@ class Decoder(nn.Module):
         else:
             h1, _ = self.layer1.run(x, tuple(s.contiguous() for s in first))  # (B * N, T, H)
             context, _ = self._attend(h1.reshape(B, N * T, -1), memory)  # (B, N * T, A)
-        h1 = self.dropout(h1)
-        x2 = torch.cat([h1, context.view(B * N, T, -1)], -1)
-        h2, _ = self.layer2.run(x2, self.layer2.initial_state(B * N))
-        return self._out(self.dropout(h2), context.view(B * N, T, -1)).view(B, N, T, -1)
+        context = context.view(B * N, T, -1)
+        h = self.dropout(h1)
+        if self.layer2 is not None:
+            h2, _ = self.layer2.run(torch.cat([h, context], -1), self.layer2.initial_state(B * N))
+            h = self.dropout(h2)
+        return self._out(h, context).view(B, N, T, -1)
 
     def initial_state(self, memory: Memory, beams: int) -> Tensor:
         """The packed state (B, K, S) before the first word."""
         start = memory.start[:, None].expand(-1, beams, -1)
-        return torch.cat([start, torch.zeros_like(start)], -1)
+        return F.pad(start, (0, self.state_size - start.shape[-1]))  # layer 2 starts from zeros
 
     def step(self, memory: Memory, words: Tensor, state: Tensor) -> StepOutput:
         """One step: the last words (B, K) and the packed state (B, K, S) -> the next."""
         B, K = words.shape
-        parts = state.view(B * K, -1).chunk(2 * self.layer1.states, -1)
+        parts = state.view(B * K, -1).chunk(self.config.layers * self.layer1.states, -1)
         x = self.embedding(words).view(B * K, -1)
         if self.config.feed_attention:
             before, _ = self._attend(parts[self.layer1.states - 1].view(B, K, -1), memory)
             x = torch.cat([x, before.view(B * K, -1)], -1)
-        step1 = self.layer1(x, parts[: self.layer1.states])
-        context, attention = self._attend(step1.hidden.view(B, K, -1), memory)
-        x2 = torch.cat([step1.hidden, context.view(B * K, -1)], -1)
-        step2 = self.layer2(x2, parts[self.layer1.states :])
-        logits = self.logits(self._out(step2.hidden, context.view(B * K, -1))).view(B, K, -1)
-        gates = torch.stack([summarise(step1.gates), summarise(step2.gates)], -2)
+        steps = [self.layer1(x, parts[: self.layer1.states])]
+        context, attention = self._attend(steps[0].hidden.view(B, K, -1), memory)
+        context = context.view(B * K, -1)
+        if self.layer2 is not None:
+            x2 = torch.cat([steps[0].hidden, context], -1)
+            steps.append(self.layer2(x2, parts[self.layer1.states :]))
+        logits = self.logits(self._out(steps[-1].hidden, context)).view(B, K, -1)
+        gates = torch.stack([summarise(step.gates) for step in steps], -2)
         return StepOutput(
             logits,
-            torch.cat([*step1.state, *step2.state], -1).view(B, K, -1),
+            torch.cat([part for step in steps for part in step.state], -1).view(B, K, -1),
             attention,
-            gates.view(B, K, 2, -1),
+            gates.view(B, K, len(steps), -1),
         )
 
     def log_probabilities(self, logits: Tensor, temperature: float) -> Tensor:
@@ -191,8 +197,8 @@ class Decoder(nn.Module):
         B, Q, _ = x.shape
         return x.view(B, Q, self.config.attention_heads, -1).transpose(1, 2)
 
-    def _out(self, h2: Tensor, context: Tensor) -> Tensor:
-        out: Tensor = self.dropout(torch.tanh(self.output(torch.cat([h2, context], -1))))
+    def _out(self, h: Tensor, context: Tensor) -> Tensor:
+        out: Tensor = self.dropout(torch.tanh(self.output(torch.cat([h, context], -1))))
         return out
 
     def logits(self, outputs: Tensor) -> Tensor:

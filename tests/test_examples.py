@@ -115,7 +115,7 @@ def test_quoted_lines_stand_in_the_source() -> None:
     for block in quoted:
         name, *lines = block.splitlines()
         source = [line.strip() for line in (ROOT / name.removeprefix("# ")).read_text().splitlines()]
-        assert [line for line in lines if line not in source] == [], name
+        assert [line for line in lines if line.strip() not in source] == [], name
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)

@@ -70,8 +70,9 @@ class OpenVINOStepper:
 
     def start(self, hypotheses: int = 1) -> NDArray[np.int64]:
         """The start word of K equal hypotheses a picture, (B, K)."""
-        start = np.repeat(self._regions.start[:, None], hypotheses, 1)
-        self._state = np.concatenate([start, np.zeros_like(start)], -1)
+        size = self._request.get_tensor("state").shape[-1]  # all layers': the picture starts the first, zeros the rest
+        self._state = np.zeros((self.batch, hypotheses, size), np.float32)
+        self._state[..., : self._regions.start.shape[-1]] = self._regions.start[:, None]
         self._set("keys", self._regions.keys)
         self._set("values", self._regions.values)
         return np.full((self.batch, hypotheses), START, np.int64)

@@ -58,6 +58,14 @@ def test_saving_what_was_loaded_changes_nothing(folder: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_checkpoint_from_before_a_switch_existed_is_what_it_was(folder: Path) -> None:
+    before = load_captioner(folder)
+    edit(folder, lambda content: content["model"]["decoder"].pop("layers"))
+    assert open_checkpoint(folder).config == before.config
+    after = load_captioner(folder).state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.state_dict().items())
+
+
 def test_there_is_no_pickle_in_it(checkpoint: Path) -> None:
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
     assert {CONFIG, METRICS, WEIGHTS} <= names

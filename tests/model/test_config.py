@@ -19,6 +19,7 @@ configs = st.builds(
     decoder=st.builds(
         DecoderConfig,
         cell=st.sampled_from(sorted(CELLS)),
+        layers=st.sampled_from((1, 2)),
         sentinel=st.booleans(),
         dropout=st.floats(0, 0.9, allow_subnormal=False),
     ),
@@ -47,6 +48,8 @@ def test_overrides_reach_nested_values_and_leave_the_rest() -> None:
         ({"decoder": 3}, "decoder must be DecoderConfig, not 3"),
         ({"decoder": {"hidden_size": "512"}}, r"decoder\.hidden_size must be int, not '512'"),
         ({"decoder": {"hidden_size": 1.5}}, r"decoder\.hidden_size must be int, not 1\.5"),
+        ({"decoder": {"layers": 3}}, r"decoder\.layers must be 1 or 2, not 3"),
+        ({"decoder": {"layers": True}}, r"decoder\.layers must be 1 or 2, not True"),
         ({"decoder": {"dropout": True}}, r"decoder\.dropout must be float, not True"),
         ({"preprocess": {"mean": [1, 2]}}, r"preprocess\.mean must be"),
         ({"search": {"seed": "one"}}, r"search\.seed must be int \| None, not 'one'"),

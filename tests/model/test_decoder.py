@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from tests.model.tiny import decoder, memory
 every_cell = pytest.mark.parametrize("cell", sorted(CELLS))
 with_and_without_sentinel = pytest.mark.parametrize("sentinel", [False, True])
 with_and_without_feeding = pytest.mark.parametrize("feed_attention", [False, True])
+one_and_two_layers = pytest.mark.parametrize("layers", [1, 2])
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -34,11 +37,12 @@ def step_through(made: Decoder, of: Memory, words: Tensor) -> Tensor:
 @every_cell
 @with_and_without_sentinel
 @with_and_without_feeding
+@one_and_two_layers
 @pytest.mark.parametrize(("batch", "captions", "steps"), [(1, 1, 1), (3, 2, 6)])
 def test_teacher_forcing_equals_stepping(
-    cell: str, sentinel: bool, feed_attention: bool, batch: int, captions: int, steps: int
+    cell: str, sentinel: bool, feed_attention: bool, layers: int, batch: int, captions: int, steps: int
 ) -> None:
-    made = decoder(cell=cell, sentinel=sentinel, feed_attention=feed_attention)
+    made = decoder(cell=cell, sentinel=sentinel, feed_attention=feed_attention, layers=layers)
     of = memory(made, batch)
     words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(1))
     logits = made(of, words)
@@ -94,7 +98,7 @@ def test_the_sentinel_competes_with_the_regions_and_brings_its_own_value() -> No
 def test_a_batch_equals_each_picture_and_caption_alone(
     cell: str, batch: int, captions: int, steps: int, seed: int
 ) -> None:
-    made = decoder(cell=cell, sentinel=seed % 2 == 0, feed_attention=seed % 3 == 0)
+    made = decoder(cell=cell, sentinel=seed % 2 == 0, feed_attention=seed % 3 == 0, layers=1 + seed % 5 % 2)
     of = memory(made, batch, seed)
     words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(seed))
     together = made(of, words)
@@ -144,6 +148,25 @@ def test_switches_that_are_off_leave_no_trace() -> None:
 
 
 @torch.no_grad()
+@every_cell
+@with_and_without_sentinel
+def test_with_one_layer_the_output_reads_the_layer_that_asked(cell: str, sentinel: bool) -> None:
+    """It is the decoder of two layers whose second shows what the first did."""
+    two, one = (decoder(cell=cell, sentinel=sentinel, layers=layers) for layers in (2, 1))
+    one.load_state_dict({name: value for name, value in two.state_dict().items() if "layer2" not in name})
+    assert one.state_size == two.state_size / 2
+    of, words = memory(one, 2), torch.tensor([[7], [9]])
+    start = one.initial_state(of, 1)
+    torch.testing.assert_close(start[:, 0], of.start, atol=0, rtol=0)
+    asked, both = one.step(of, words, start), two.step(of, words, two.initial_state(of, 1))
+    torch.testing.assert_close(asked.attention, both.attention)
+    torch.testing.assert_close(asked.state, both.state[..., : one.state_size])
+    hidden = asked.state[..., -16:]
+    context, _ = one._attend(hidden, of)
+    torch.testing.assert_close(asked.logits, one.logits(torch.tanh(one.output(torch.cat([hidden, context], -1)))))
+
+
+@torch.no_grad()
 def test_an_untied_output_has_vectors_of_its_own() -> None:
     tied, untied = decoder(), decoder(tied=False)
     assert untied.output_words is not None
@@ -158,8 +181,9 @@ def test_an_untied_output_has_vectors_of_its_own() -> None:
 
 @torch.no_grad()
 @with_and_without_feeding
-def test_hypotheses_of_a_picture_keep_their_own_state(feed_attention: bool) -> None:
-    made = decoder(feed_attention=feed_attention)
+@one_and_two_layers
+def test_hypotheses_of_a_picture_keep_their_own_state(feed_attention: bool, layers: int) -> None:
+    made = decoder(feed_attention=feed_attention, layers=layers)
     of = memory(made, 2)
     first = made.step(of, torch.tensor([[4], [5]]), made.initial_state(of, 1))
     assert first.state.shape == (2, 1, made.state_size)
@@ -172,11 +196,12 @@ def test_hypotheses_of_a_picture_keep_their_own_state(feed_attention: bool) -> N
 
 @torch.no_grad()
 @every_cell
-def test_gates_of_both_layers_are_reported(cell: str) -> None:
-    made = decoder(cell=cell)
+@one_and_two_layers
+def test_gates_of_every_layer_are_reported(cell: str, layers: int) -> None:
+    made = decoder(cell=cell, layers=layers)
     of = memory(made, 2)
     gates = made.step(of, torch.tensor([[4], [5]]), made.initial_state(of, 1)).gates
-    assert gates.shape == (2, 1, 2, len(made.gate_names))
+    assert gates.shape == (2, 1, layers, len(made.gate_names))
     assert made.gate_names == CELLS[cell].gate_names
     assert (gates >= 0).all()  # means of sigmoids, root mean squares
     for name in SIGMOID_GATES & set(made.gate_names):
@@ -210,8 +235,8 @@ def test_dropout_is_for_training_only() -> None:
 
 
 def test_every_parameter_learns() -> None:
-    for cell in CELLS:
-        made = decoder(cell=cell, sentinel=True, tied=cell != "lstm", feed_attention=cell == "lstm")
+    for cell, layers in itertools.product(CELLS, (1, 2)):
+        made = decoder(cell=cell, layers=layers, sentinel=True, tied=cell != "lstm", feed_attention=cell == "lstm")
         of = made.memory(torch.randn(2, 5, 6))
         made(of, torch.randint(4, 12, (2, 2, 4))).square().mean().backward()
         for name, parameter in made.named_parameters():

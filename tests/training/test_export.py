@@ -32,11 +32,14 @@ def folder(plain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize(("cell", "sentinel"), [("rnn", True), ("gru", False), ("lstm-peephole", True)])
-def test_every_decoder_exports_and_steps_like_torch(cell: str, sentinel: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cell", "sentinel", "layers"),
+    [("rnn", True, 2), ("gru", False, 2), ("lstm-peephole", True, 2), ("lstm", True, 1), ("gru", False, 1)],
+)
+def test_every_decoder_exports_and_steps_like_torch(cell: str, sentinel: bool, layers: int, tmp_path: Path) -> None:
     """Several steps, with beams that change their parents, in batches the graph was not traced with."""
     assert cell in CELLS
-    save_captioner(captioner(cell=cell, sentinel=sentinel), tmp_path / "new", {})
+    save_captioner(captioner(cell=cell, sentinel=sentinel, layers=layers), tmp_path / "new", {})
     export(tmp_path / "new")
     tiny = load_captioner(tmp_path / "new")
     rng = np.random.default_rng(0)

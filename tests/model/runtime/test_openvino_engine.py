@@ -12,14 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.checkpoint import CONFIG, digest, open_checkpoint
+from model.checkpoint import CONFIG, digest, open_checkpoint, save_captioner
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.engine import Precision, load_engine
 from model.runtime.openvino_engine import OpenVINOStepper
 from model.search import best_candidates
-from tests.model.tiny import pictures
+from tests.model.tiny import captioner, pictures
 from tests.training.shapes import draw_pair
+from training.export import export
 
 EMBEDDED = Path(__file__).parents[3] / "model" / "weights" / "default"
 with_embedded = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="no embedded model in this checkout")
@@ -43,6 +44,25 @@ def agreement(folder: Path, pixels: NDArray[np.uint8], tolerance: float) -> floa
 
 def test_agrees_with_torch_on_100_pictures(checkpoint: Path) -> None:
     assert agreement(checkpoint, pictures(100, seed=1), tolerance=0.01) >= 0.98
+
+
+def test_one_layer_agrees_with_torch_and_explains_itself(tmp_path: Path) -> None:
+    save_captioner(captioner(sentinel=True, layers=1), tmp_path / "one", {})
+    export(tmp_path / "one")
+    pixels = pictures(20, seed=2)
+    assert agreement(tmp_path / "one", pixels, tolerance=0.01) >= 0.95
+    ours, theirs = (load_engine(tmp_path / "one", "cpu", name, precision="f32") for name in ("openvino", "torch"))
+    words = 0
+    for found in zip(*(engine.caption(pixels, explain=True) for engine in (ours, theirs)), strict=True):
+        (a, *_), (b, *_) = found
+        for x, y in zip(a.tokens, b.tokens, strict=True) if a.text == b.text else ():
+            assert x.explanation is not None
+            assert y.explanation is not None
+            np.testing.assert_allclose(x.explanation.attention, y.explanation.attention, atol=0.002)
+            (mine,), (other,) = x.explanation.layers, y.explanation.layers
+            assert mine == pytest.approx(other, abs=0.002)
+            words += 1
+    assert words > 20
 
 
 @with_embedded
