@@ -19,11 +19,12 @@ from model.config import SearchConfig
 from model.decoder import Memory
 from model.encoder import as_regions, drop_paths
 from model.runtime.torch_engine import TorchStepper
-from model.search import search
-from model.vocabulary import END, PAD, START, words_of
+from model.search import Stepper, search
+from model.vocabulary import END, PAD, START, Vocabulary, words_of
 from training.augment import AugmentConfig, augment, mirrored
 from training.cider import CiderD
 from training.config import TrainConfig
+from training.data import Picture
 from training.features import Features
 from training.metrics import repeats_bigram
 
@@ -294,23 +295,42 @@ def evaluate(
     """Caption every picture by free-running search and score it without Java (`training.cider`)."""
     captioner.eval()
     device = next(captioner.parameters()).device
-    vocabulary = captioner.vocabulary
+
+    def speak(rows: list[int], words: Tensor) -> tuple[Stepper, Tensor]:
+        memory = memory_of(captioner, features.batch(rows, [0] * len(rows), device), frozen_stages)
+        return TorchStepper(captioner.decoder, memory), likelihood_loss(captioner, memory, words, 0.0)
+
+    return evaluate_with(speak, captioner.vocabulary, features.pictures, device, search_config, config)
+
+
+@torch.no_grad()
+def evaluate_with(
+    speak: Callable[[list[int], Tensor], tuple[Stepper, Tensor]],
+    vocabulary: Vocabulary,
+    pictures: Sequence[Picture],
+    device: torch.device,
+    search_config: SearchConfig,
+    config: TrainConfig,
+) -> Evaluation:
+    """What `evaluate` finds, of whatever speaks.
+
+    speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
+    """
     captions: list[list[str]] = []
     losses: list[float] = []
     weights: list[int] = []
-    for start in range(0, len(features.pictures), 100):
-        rows = list(range(start, min(start + 100, len(features.pictures))))
-        inputs = features.batch(rows, [0] * len(rows), device)
+    for start in range(0, len(pictures), 100):
+        rows = list(range(start, min(start + 100, len(pictures))))
+        ids = [[vocabulary.encode(c)[: config.max_words] for c in pictures[r].captions] for r in rows]
+        words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids])
         with autocast(device, config.precision):
-            memory = memory_of(captioner, inputs, frozen_stages)
-            found = search(TorchStepper(captioner.decoder, memory), search_config)
-            ids = [[vocabulary.encode(c)[: config.max_words] for c in features.pictures[r].captions] for r in rows]
-            words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids])
-            losses.append(float(likelihood_loss(captioner, memory, words.to(device), 0.0)))
-            weights.append(len(rows))
+            stepper, loss = speak(rows, words.to(device))
+            found = search(stepper, search_config)
+        losses.append(float(loss))
+        weights.append(len(rows))
         captions += [vocabulary.decode(mine[0].words) if mine else [] for mine in found]
-    references = [[words_of(c) for c in picture.captions] for picture in features.pictures]
-    sources = [picture.source for picture in features.pictures]
+    references = [[words_of(c) for c in picture.captions] for picture in pictures]
+    sources = [picture.source for picture in pictures]
     cider = {}
     for source in dict.fromkeys(sources):
         rows = [i for i, name in enumerate(sources) if name == source]
