@@ -1,8 +1,10 @@
 """What each choice is worth: `python -m training.ablate --data SET [SET ...]` writes docs/ablation.md, JSON and plot.
 
-Every row of recipes/ablation.toml is the base recipe with one thing changed, on the same small budget. A row
-that is done is not run again, so the table grows over as many sittings as it takes; rows that change the
-search alone search with the base row's model.
+Every row of recipes/ablation.toml is the base recipe with one thing changed, on the same small budget; some rows
+train nothing: they search otherwise with the base row's model, or join the models of rows above. The JSON is the
+record: a row that stands there is not run again, so the table grows over as many sittings, on as many machines,
+as it takes. Checkpoints stay on the machine that made them, so a row whose model another one needs is run again
+where it is missing. Without --data page and plot are made from the record.
 """
 
 from __future__ import annotations
@@ -23,20 +25,22 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from model.checkpoint import load_captioner, write_json
+from model.checkpoint import load_captioner, save_captioner, write_json
 from model.config import override
 from model.errors import CaptionModelError, ConfigError
-from training import engine, features
+from training import engine, ensemble
 from training.config import RECIPES, Recipe
 from training.data import CaptionData, DataError, Picture, read
+from training.interpolate import choose
 from training.process import settle
 from training.train import best_epoch, train
 
 log = logging.getLogger("training.ablate")
 
+NAMING = ("train_sets", "init", "teachers", "between", "ensemble")  # keys of a row that are none of a recipe
 SECTIONS = {
     "training": "What is trained",
-    "steps": "Further steps, from another row's model",
+    "steps": "Further steps, from other rows' models",
     "sets": "Which sets are trained on",
     "search": "How the base row's model is searched",
 }
@@ -47,6 +51,8 @@ class Row:
     """One line of the table: the recipe, what it changes in words, the sets trained on (none named: all).
 
     init: the row whose model training starts from, in place of fresh weights. teachers: rows to learn from.
+    between: two rows; weights between those of their models, untrained (`training.interpolate`).
+    ensemble: rows whose models speak together, untrained (`training.ensemble`).
     """
 
     name: str
@@ -55,6 +61,13 @@ class Row:
     train_sets: tuple[str, ...] = ()
     init: str = ""
     teachers: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    ensemble: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The rows whose models this one is made from."""
+        return (*((self.init,) if self.init else ()), *self.teachers, *self.between, *self.ensemble)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +79,34 @@ class Table:
 
     def section(self, row: Row) -> str:
         """Which part of the page a row stands in."""
-        if row.init or row.teachers:
+        if row.needs:
             return "steps"
         if row.train_sets != self.rows[0].train_sets:
             return "sets"
         return "search" if row.change and _searching(row.recipe, self.rows[0].recipe) == row.recipe else "training"
+
+    def speaking(self, row: Row) -> tuple[str, ...]:
+        """The rows whose models say what this one is scored by, where it makes no model of its own."""
+        return ("base",) if self.section(row) == "search" else row.ensemble
+
+    def of(self, row: Row) -> dict[str, Any]:
+        """What a row's result depends on, as JSON holds it."""
+        content = {key: value for key, value in asdict(row).items() if key not in ("name", "change")}
+        made: dict[str, Any] = json.loads(json.dumps({**content, "limits": dict(self.limits)}))
+        return made
+
+    def is_of(self, row: Row, result: Result) -> bool:
+        """Whether a result is of the row as it is now; choices that did not exist then stood at their defaults."""
+        try:
+            then = Row("", override(Recipe(), result.of["recipe"]), "")
+        except ConfigError:  # of a choice that is no more
+            return False
+        return {**self.of(then), **result.of, "recipe": self.of(then)["recipe"]} == self.of(row)
+
+    def known(self, results: Mapping[str, Result]) -> dict[str, Result]:
+        """Those of the results that are of rows as they are now."""
+        rows = {row.name: row for row in self.rows}
+        return {name: result for name, result in results.items() if name in rows and self.is_of(rows[name], result)}
 
     def seeds(self) -> list[Row]:
         """The base and the rows that change its seed alone."""
@@ -89,11 +125,18 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a row gave: its epochs as `training.train` records them, training pictures, wall-clock seconds."""
+    """What a row gave, and of what it is.
+
+    history: its epochs as `training.train` records them; of weights in between one a share, of what trains
+    nothing a single one, numbered 0. pictures: trained on. scored: validation pictures by set. seconds: wall-clock.
+    of: see `Table.of`.
+    """
 
     history: Sequence[Mapping[str, Any]]
     pictures: int
+    scored: Mapping[str, int]
     seconds: float
+    of: Mapping[str, Any]
 
     @property
     def best(self) -> Mapping[str, Any]:
@@ -114,15 +157,42 @@ def read_table(file: Path) -> Table:
     common = override(Recipe(name="ablation"), base)
     made = [Row("base", common, "")]
     for name, change in rows.items():
-        changes = {key: value for key, value in change.items() if key not in ("train_sets", "init", "teachers")}
-        sets, teachers = (tuple(change.get(key, ())) for key in ("train_sets", "teachers"))
-        row = Row(name, override(common, changes), _in_words(change), sets, change.get("init", ""), teachers)
+        rest = {key: value for key, value in change.items() if key not in NAMING}
+        init, named = change.get("init", ""), {key: tuple(change.get(key, ())) for key in NAMING if key != "init"}
+        row = Row(name, override(common, rest), _in_words(change), init=init, **named)
+        above = Table(tuple(made), limits)
         if replace(row, name="base", change="") == made[0]:
             raise ConfigError(f"{file}: row {name!r} changes nothing")
-        if unknown_rows := {row.init, *teachers} - {"", *(earlier.name for earlier in made)}:
-            raise ConfigError(f"{file}: row {name!r} needs {min(unknown_rows)!r}, which is no row above it")
+        if (row.between or row.ensemble) and len(change) > 1:
+            raise ConfigError(f"{file}: row {name!r} only joins other rows' models, so it has no other key")
+        if row.between and len(row.between) != 2:
+            raise ConfigError(f"{file}: row {name!r} must be between two rows")
+        if unknown_rows := set(row.needs) - {earlier.name for earlier in made if not above.speaking(earlier)}:
+            raise ConfigError(
+                f"{file}: row {name!r} needs {min(unknown_rows)!r}, which is no row above it that has a model"
+            )
         made.append(row)
     return Table(tuple(made), limits)
+
+
+def read_record(file: Path) -> dict[str, Result]:
+    """The results that docs/ablation.json holds, by row, also of rows that are others now; none without the file."""
+    if not file.is_file():
+        return {}
+    try:
+        lines = json.loads(file.read_text(encoding="utf-8"))
+        return {line.pop("row"): Result(**line) for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is no record of results: {error!r}") from error
+
+
+def keep(table: Table, file: Path, name: str, result: Result) -> None:
+    """Put a row's result into the record, in place of an older one; rows stand in the order of the table."""
+    results = {**read_record(file), name: result}
+    order = [row.name for row in table.rows]
+    names = sorted(results, key=lambda name: order.index(name) if name in order else len(order))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, [{"row": name, **asdict(results[name])} for name in names])
 
 
 def limited(data: CaptionData, limits: Mapping[str, int], train_sets: Sequence[str] = ()) -> CaptionData:
@@ -143,73 +213,71 @@ def limited(data: CaptionData, limits: Mapping[str, int], train_sets: Sequence[s
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Runs rows: where the runs and the cached features go."""
+    """Runs rows: where the runs, the cached features and the record of results go."""
 
     table: Table
     data: CaptionData
     runs: Path
     cache: Path
     device: torch.device
-
-    def done(self, row: Row) -> Result | None:
-        """The result of a row that was run before; `ConfigError` where that row was another then."""
-        file = self._folder(row) / "result.json"
-        if not file.is_file():
-            return None
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content.pop("of") != self._of(row):
-            raise ConfigError(f"{file.parent} holds another row than {row.name!r} is now; remove it, or give --runs")
-        return Result(**content)
+    record: Path
 
     def run(self, row: Row) -> Result:
-        """The row's result, trained or searched for unless it is done."""
-        if done := self.done(row):
-            return done
-        log.info("row: %s", row.name)
-        folder = self._folder(row)
-        # The rows it needs come first: they have a time of their own.
-        if self.table.section(row) == "search":
-            pictures = self.run(self.table.rows[0]).pictures
-            began = time.monotonic()
-            history = [self._search(row)]
-        else:
-            data = limited(self.data, self.table.limits, row.train_sets)
-            pictures = len(data.split("train"))
-            init, teachers = self._best(row.init) if row.init else None, [self._best(name) for name in row.teachers]
-            began = time.monotonic()
-            train(row.recipe, data, folder, self.cache, self.device, init, teachers)
-            history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-        result = Result(history, pictures, time.monotonic() - began)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "result.json", {**asdict(result), "of": self._of(row)})
-        (folder / "state.pt").unlink(missing_ok=True)  # only an unfinished run needs it
-        return result
+        """The row's result: from the record, from a run that lies here, or else trained or searched for now."""
+        if known := self.table.known(read_record(self.record)).get(row.name):
+            return known
+        if here := self.here(row):
+            keep(self.table, self.record, row.name, here)
+            return here
+        return self._run(row)
 
-    def _search(self, row: Row) -> Mapping[str, Any]:
-        """What the base row's best model says under the row's search, as an epoch of a history."""
-        captioner = load_captioner(self._best(self.table.rows[0].name)).to(self.device)
-        recipe = row.recipe
-        frozen = len(captioner.encoder.stages) - recipe.train_stages
-        pictures = limited(self.data, self.table.limits).split("val")
-        val = features.cached(
-            captioner, frozen, pictures, 1, recipe.augment, self.cache, self.device, recipe.train.precision
-        )
-        found = engine.evaluate(captioner, val, frozen, recipe.model.search, recipe.train)
-        return {"epoch": 0, **found.figures()}
+    def here(self, row: Row) -> Result | None:
+        """The result of a finished run of the row as it is now whose folder lies here, and with it its model."""
+        try:
+            result = Result(**json.loads((self._folder(row) / "result.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, TypeError):  # none, or as an older version of this program wrote them
+            return None
+        return result if self.table.is_of(row, result) else None
 
-    def _best(self, name: str) -> Path:
-        """The best checkpoint of another row, which is run first where it was not."""
+    def model(self, name: str) -> Path:
+        """The best checkpoint of another row, which is run where none lies here, be its result known or not."""
         row = self.table.named(name)
-        self.run(row)
-        return self._folder(row) / "best"
+        best = self._folder(row) / "best"
+        if not (best.is_dir() and self.here(row)):
+            self._run(row)
+        return best
+
+    def _run(self, row: Row) -> Result:
+        folder, recipe = self._folder(row), row.recipe
+        data = limited(self.data, self.table.limits, row.train_sets)
+        val = data.split("val")
+        # The rows it needs come first: they have a time of their own.
+        models = {name: self.model(name) for name in (*row.needs, *self.table.speaking(row))}
+        log.info("row: %s", row.name)
+        (folder / "result.json").unlink(missing_ok=True)  # what it says may be of another row
+        began = time.monotonic()
+        if speaking := self.table.speaking(row):
+            members = [load_captioner(models[name]) for name in speaking]
+            found = ensemble.evaluate(members, val, self.cache, self.device, recipe.model.search, recipe.train)
+            history = [{"epoch": 0, **found.figures()}]
+        elif row.between:
+            a, b = (load_captioner(models[name]) for name in row.between)
+            best, history = choose(a, b, data, self.cache)
+            save_captioner(best, folder / "best", {"validation": history, "recipe": asdict(recipe)})
+        else:
+            init, teachers = models.get(row.init), [models[name] for name in row.teachers]
+            train(recipe, data, folder, self.cache, self.device, init, teachers)
+            history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        seconds, scored = time.monotonic() - began, Counter(picture.source for picture in val)
+        result = Result(history, len(data.split("train")), dict(scored), seconds, self.table.of(row))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", asdict(result))
+        (folder / "state.pt").unlink(missing_ok=True)  # only an unfinished run needs it
+        keep(self.table, self.record, row.name, result)
+        return result
 
     def _folder(self, row: Row) -> Path:
         return self.runs / re.sub(r"\W+", "-", row.name)
-
-    def _of(self, row: Row) -> Any:
-        """What a result depends on, as JSON holds it."""
-        content = {key: value for key, value in asdict(row).items() if key not in ("name", "change")}
-        return json.loads(json.dumps({**content, "limits": dict(self.table.limits)}))
 
 
 def facts(table: Table, results: Mapping[str, Result]) -> list[dict[str, Any]]:
@@ -218,7 +286,7 @@ def facts(table: Table, results: Mapping[str, Result]) -> list[dict[str, Any]]:
     base = results["base"].best["val_cider"][first]
     return [
         {
-            "row": row.name, "section": table.section(row), "change": row.change,
+            "row": row.name, "section": table.section(row), "change": row.change + _share(results[row.name].best),
             "cider": dict(results[row.name].best["val_cider"]),
             "to_base": results[row.name].best["val_cider"][first] - base,
             "loss": results[row.name].best["val_loss"], "distinct": results[row.name].best["distinct"],
@@ -236,12 +304,12 @@ def spread(table: Table, lines: Iterable[Mapping[str, Any]]) -> float | None:
     return max(ciders) - min(ciders) if len(ciders) > 1 else None
 
 
-def page(table: Table, lines: Sequence[Mapping[str, Any]], data: CaptionData) -> str:
+def page(table: Table, results: Mapping[str, Result]) -> str:
     """docs/ablation.md."""
+    lines = facts(table, results)
     recipe, base = table.rows[0].recipe, lines[0]
     sources = list(base["cider"])
-    used = Counter(picture.source for picture in limited(data, table.limits).split("val"))
-    scored = ", ".join(f"{count} of {source}" for source, count in used.items())
+    scored = ", ".join(f"{count} of {source}" for source, count in results["base"].scored.items())
     apart = spread(table, lines)
     noise = (
         f"Two runs of the base that differ in their seed alone are {apart:.1f} CIDEr apart: smaller differences mean "
@@ -255,8 +323,9 @@ def page(table: Table, lines: Sequence[Mapping[str, Any]], data: CaptionData) ->
         f"Written by `python -m training.ablate`; change that, not this. Budget of a row: {recipe.train.epochs} epochs "
         f"on {base['pictures']} pictures, {recipe.train.captions_per_picture} captions each, decoder "
         f"{recipe.model.decoder.hidden_size} wide on {recipe.model.encoder.name}; "
-        f"{sum(line['seconds'] for line in lines) / 60:.0f} minutes for all rows here. Every row is the base recipe "
-        "with one thing changed, and its figures are of the epoch with the best validation CIDEr. On so small a budget "
+        f"{sum(line['seconds'] for line in lines) / 60:.0f} minutes for all rows here together, run in one sitting or "
+        "in several, perhaps on several machines. Every row is the base recipe with one thing changed, and its figures "
+        "are of the epoch, or between two rows of the share, with the best validation CIDEr. On so small a budget "
         f"what learns quickly looks best: rows show directions, not what a full run reaches. {noise}",
         "",
         "![Change in validation CIDEr against the base, and CIDEr by epoch](images/ablation.png)",
@@ -286,17 +355,29 @@ def page(table: Table, lines: Sequence[Mapping[str, Any]], data: CaptionData) ->
         f"CIDEr: percent, free-running search on validation pictures ({scored}; `training.cider`). "
         "To base: the change on the first set. Loss: cross-entropy a token under teacher forcing; that of word pieces "
         "is of other tokens. Distinct: different captions. Repeats: captions with a bigram said twice. "
-        "Seconds: wall-clock, with the features that no earlier row had cached.",
+        "Share: how much of the second row's weights, the rest being the first's. "
+        "Seconds: wall-clock on the machine that ran the row, with the features that no earlier row had cached: "
+        "compare them roughly.",
         "",
     ]
     return "\n".join(text)
 
 
-def plot(table: Table, lines: Sequence[Mapping[str, Any]], results: Mapping[str, Result], file: Path) -> None:
+def curve(table: Table, row: Row, result: Result) -> tuple[list[int], list[float]]:
+    """Epochs and the CIDEr of each on the first set; none of a row that trains nothing."""
+    if table.speaking(row) or row.between:
+        return [], []
+    return [epoch["epoch"] for epoch in result.history], [
+        next(iter(epoch["val_cider"].values())) for epoch in result.history
+    ]
+
+
+def plot(table: Table, results: Mapping[str, Result], file: Path) -> None:
     """Two panels: each row's change against the base with the seeds' spread behind it, and CIDEr by epoch."""
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
+    lines = facts(table, results)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 2 + 0.24 * len(lines)), layout="constrained")
     shown = sorted(lines[1:], key=lambda line: float(line["to_base"]))
     colours = dict(zip(SECTIONS, ("#0072b2", "#cc79a7", "#009e73", "#d55e00"), strict=True))  # told apart by everyone
@@ -307,13 +388,13 @@ def plot(table: Table, lines: Sequence[Mapping[str, Any]], results: Mapping[str,
     left.axvline(0, color="black", linewidth=0.8)
     left.set(xlabel="validation CIDEr, change against the base; grey: two seeds", ylim=(-0.6, max(len(shown), 1) - 0.4))
     for line in lines:
-        if line["section"] == "search":
-            continue
-        history = [next(iter(epoch["val_cider"].values())) for epoch in results[line["row"]].history]
-        base = line is lines[0]
-        right.plot(range(1, len(history) + 1), history, color="black" if base else colours[line["section"]],
-                   linewidth=2.5 if base else 0.8, zorder=3 if base else 2, label="base" if base else None)  # fmt: skip
-    right.set(xlabel="epoch", ylabel="validation CIDEr")
+        epochs, ciders = curve(table, table.named(line["row"]), results[line["row"]])
+        base, colour = line is lines[0], colours[line["section"]]
+        # Of some rows the record knows the best epoch alone: a dot, no line.
+        right.plot(epochs, ciders, "." if len(epochs) == 1 else "-", color="black" if base else colour,
+                   linewidth=2.5 if base else 0.8, markersize=12 if base else 6, zorder=3 if base else 2,
+                   label="base" if base else None)  # fmt: skip
+    right.set(xlabel="epoch of the row; a dot alone: its best", ylabel="validation CIDEr")
     right.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     right.legend(frameon=False)
     for axes in (left, right):
@@ -327,41 +408,47 @@ def plot(table: Table, lines: Sequence[Mapping[str, Any]], results: Mapping[str,
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.ablate", description="Make the ablation table.")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    parser.add_argument("--data", nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--table", type=Path, default=RECIPES / "ablation.toml", help="TOML with [base] and [rows]")
-    parser.add_argument("--rows", nargs="+", help="names of rows to run now; the table shows all that are done")
+    parser.add_argument("--rows", nargs="+", help="names of rows to run now; the page shows all recorded")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so long")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot go")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot are")
     options = parser.parse_args(arguments)
+    if options.rows and not options.data:
+        parser.error("rows are run on --data")
     settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    began = time.monotonic()
+    began, record = time.monotonic(), options.docs / "ablation.json"
     try:
         table = read_table(options.table)
         names = [row.name for row in table.rows]
         if unknown := set(options.rows or ()) - set(names):
             raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
-        data = read(*options.data)
-        bench = Bench(table, data, options.runs, options.cache, torch.device(options.device))
-        bench.run(table.rows[0])  # all others are compared with it
-        for row in table.rows:
-            late = time.monotonic() - began > 60 * options.minutes
-            if (options.rows is None or row.name in options.rows) and not late:
-                bench.run(row)
-        results = {row.name: done for row in table.rows if (done := bench.done(row))}
+        if options.data:
+            data, device = read(*options.data), torch.device(options.device)
+            bench = Bench(table, data, options.runs, options.cache, device, record)
+            bench.run(table.rows[0])  # all others are compared with it
+            for row in table.rows:
+                late = time.monotonic() - began > 60 * options.minutes
+                if (options.rows is None or row.name in options.rows) and not late:
+                    bench.run(row)
+        recorded = read_record(record)
+        results = table.known(recorded)
+        if "base" not in results:
+            raise ConfigError(f"{record} holds no result of the base as it is now; run it with --data")
     except (CaptionModelError, DataError, engine.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last save", file=sys.stderr)
         return 130
-    lines = facts(table, results)
-    text = page(table, lines, data)
-    plot(table, lines, results, options.docs / "images" / "ablation.png")
-    write_json(options.docs / "ablation.json", lines)
+    if others := [name for name in recorded if name not in results]:
+        log.warning("not shown, because they have changed since or are no rows any more: %s", ", ".join(others))
+    text = page(table, results)
+    plot(table, results, options.docs / "images" / "ablation.png")
     (options.docs / "ablation.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
@@ -370,6 +457,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _searching(recipe: Recipe, base: Recipe) -> Recipe:
     """The base with the recipe's search."""
     return replace(base, model=replace(base.model, search=recipe.model.search))
+
+
+def _share(epoch: Mapping[str, Any]) -> str:
+    """Of weights in between: how much of the second row's."""
+    return f", share {epoch['share']:g}" if "share" in epoch else ""
 
 
 def _in_words(change: Mapping[str, Any], prefix: str = "") -> str:

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from model.checkpoint import load_captioner
 from model.errors import ConfigError
 from tests.training.shapes import write_shapes
 from tests.training.tiny import CPU, recipe, shapes
 from training import ablate
-from training.ablate import Bench, Row, Table, facts, limited, main, read_table, spread
+from training.ablate import Bench, Result, Row, Table, facts, keep, limited, main, read_record, read_table, spread
 from training.config import RECIPES, Recipe
-from training.data import read
+from training.data import CaptionData, read
+from training.interpolate import SHARES, between
 from training.train import train
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 TABLE = """
 [pictures]
@@ -47,6 +52,12 @@ init = "base"
 init = "more"
 teachers = ["base", "more"]
 train.teacher_share = 0.5
+[rows."in between"]
+between = ["base", "more"]
+[rows."from there"]
+init = "in between"
+[rows."together"]
+ensemble = ["base", "in between"]
 [rows."greedy"]
 model.search.beam_size = 1
 """
@@ -58,13 +69,26 @@ def write(folder: Path, text: str = TABLE) -> Path:
     return file
 
 
+def bench_of(folder: Path, runs: str = "runs", data: CaptionData | None = None) -> Bench:
+    table, data = read_table(write(folder)), data or shapes(folder)
+    return Bench(table, data, folder / runs, folder / "cache", CPU, folder / "ablation.json")
+
+
+def result_of(table: Table, row: Row, *ciders: float) -> Result:
+    epoch = {"val_loss": 1.0, "distinct": 2, "val_repeated": 0.0}
+    history = [{**epoch, "epoch": i, "val_cider": {"a": cider, "b": 1.0}} for i, cider in enumerate(ciders, 1)]
+    return Result(history, 9, {"a": 3}, 1.0, table.of(row))
+
+
 def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
     table = read_table(write(tmp_path))
     assert [(row.name, table.section(row)) for row in table.rows] == [
         ("base", "training"), ("second seed", "training"), ("fed pieces", "training"), ("left alone", "sets"),
-        ("more", "steps"), ("pupil", "steps"), ("greedy", "search"),
+        ("more", "steps"), ("pupil", "steps"), ("in between", "steps"), ("from there", "steps"), ("together", "steps"),
+        ("greedy", "search"),
     ]  # fmt: skip
-    base, _, fed, left, _, pupil, greedy = table.rows
+    base, _, fed, left, _, pupil, _, _, together, greedy = table.rows
+    assert (pupil.needs, together.needs, greedy.needs) == (("more", "base", "more"), ("base", "in between"), ())
     assert (pupil.init, pupil.teachers) == ("more", ("base", "more"))
     assert fed.recipe.model.decoder.feed_attention
     assert fed.recipe.model.decoder.hidden_size == base.recipe.model.decoder.hidden_size == 8
@@ -82,6 +106,14 @@ def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
         ("[base]\n[rows]\n[pictures]\ntest = 3", "unknown key 'test'"),
         ("[base", "table.toml"),
         ("[base]\n[rows.x]\ninit = 'y'\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row above it"),
+        ("[base]\n[rows.x]\nbetween = ['base', 'y']\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row"),
+        ("[base]\n[rows.x]\nensemble = ['base', 'z']", "row 'x' needs 'z', which is no row above it"),
+        (
+            "[base]\n[rows.x]\nensemble = ['base']\n[rows.y]\ninit = 'x'",
+            "'x', which is no row .* that has a model",
+        ),
+        ("[base]\n[rows.x]\nbetween = ['base']", "row 'x' must be between two rows"),
+        ("[base]\n[rows.x]\nensemble = ['base']\nmin_count = 2", "row 'x' only joins other rows' models"),
     ],
 )
 def test_mistakes_are_errors(text: str, message: str, tmp_path: Path) -> None:
@@ -116,20 +148,45 @@ def test_limits_are_of_each_set_and_a_row_may_name_its_sets(tmp_path: Path) -> N
 
 def test_a_row_that_is_done_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also a search row, which trains nothing but the base."""
-    table = read_table(write(tmp_path))
-    bench = Bench(table, shapes(tmp_path), tmp_path / "runs", tmp_path / "cache", CPU)
-    greedy = table.rows[-1]
+    bench = bench_of(tmp_path)
+    base, greedy = bench.table.rows[0], bench.table.rows[-1]
     first = bench.run(greedy)
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"base", "greedy"}
     monkeypatch.setattr(ablate, "train", None)
-    monkeypatch.setattr(ablate.engine, "evaluate", None)
-    assert bench.run(greedy) == bench.done(greedy) == first
-    assert bench.run(table.rows[0]).pictures == first.pictures == 20
+    monkeypatch.setattr(ablate.ensemble, "evaluate", None)
+    assert bench.run(greedy) == first
+    assert bench.run(base).pictures == first.pictures == 20
+    assert first.scored == {"shapes": 5}
+    # Its run folder says so too, where the record does not.
+    bench.record.unlink()
+    assert bench.run(greedy) == first
+    assert read_record(bench.record) == {"greedy": first}
+
+
+def test_a_recorded_row_is_run_again_where_another_needs_its_model(tmp_path: Path) -> None:
+    """On another machine the record is there and the checkpoints are not."""
+    here = bench_of(tmp_path)
+    base, seed, more = (here.table.named(name) for name in ("base", "second seed", "more"))
+    first = {row.name: here.run(row) for row in (base, seed)}
+    there = replace(here, runs=tmp_path / "there")
+    assert {row.name: there.run(row) for row in (base, seed)} == first
+    assert not there.runs.exists()
+    there.run(more)
+    assert {folder.name for folder in there.runs.iterdir()} == {"base", "more"}
+    record = read_record(there.record)
+    assert list(record) == ["base", "second seed", "more"]
+    assert record["second seed"] == first["second seed"]
+    assert record["base"].history == first["base"].history  # the same run
+    assert record["base"].seconds != first["base"].seconds  # done again
+    # A run that broke off has a checkpoint, but is none to go on from.
+    (there.runs / "base" / "result.json").unlink()
+    again = there.model("base")
+    assert again == there.runs / "base" / "best"
+    assert read_record(there.record)["base"].seconds != record["base"].seconds
 
 
 def test_a_row_brings_the_rows_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = read_table(write(tmp_path))
-    bench = Bench(table, shapes(tmp_path), tmp_path / "runs", tmp_path / "cache", CPU)
+    bench = bench_of(tmp_path)
     given = []
 
     def watched(recipe: Recipe, *arguments: Any) -> Path:
@@ -137,26 +194,73 @@ def test_a_row_brings_the_rows_it_needs(tmp_path: Path, monkeypatch: pytest.Monk
         return train(recipe, *arguments)
 
     monkeypatch.setattr(ablate, "train", watched)
-    bench.run(table.named("pupil"))
+    bench.run(bench.table.named("pupil"))
     base, more = (tmp_path / "runs" / name / "best" for name in ("base", "more"))
     assert given == [(None, []), (base, []), (more, [base, more])]
 
 
-def test_a_row_that_has_become_another_is_refused(tmp_path: Path) -> None:
-    data = shapes(tmp_path)
+def test_a_row_that_has_become_another_is_run_again_and_its_old_result_is_not_shown(tmp_path: Path) -> None:
+    data, record = shapes(tmp_path), tmp_path / "ablation.json"
     before, after = (Table((Row("base", recipe(epochs=1, seed=seed), ""),), {}) for seed in (0, 1))
-    Bench(before, data, tmp_path / "runs", tmp_path / "cache", CPU).run(before.rows[0])
-    with pytest.raises(ConfigError, match="holds another row than 'base' is now"):
-        Bench(after, data, tmp_path / "runs", tmp_path / "cache", CPU).run(after.rows[0])
+    benches = [Bench(table, data, tmp_path / "runs", tmp_path / "cache", CPU, record) for table in (before, after)]
+    old = benches[0].run(before.rows[0])
+    assert before.known(read_record(record)) == {"base": old}
+    assert after.known(read_record(record)) == {}
+    assert benches[1].here(after.rows[0]) is None
+    new = benches[1].run(after.rows[0])
+    assert after.known(read_record(record)) == {"base": new}
+    assert before.known(read_record(record)) == {}
+    assert new.history != old.history
 
 
-def test_a_search_row_that_searches_as_the_base_does_says_the_same(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path))
-    bench = Bench(table, shapes(tmp_path), tmp_path / "runs", tmp_path / "cache", CPU)
-    base = bench.run(table.rows[0]).best
-    same = bench._search(table.rows[0])
-    assert same["val_cider"] == pytest.approx(base["val_cider"], abs=1)  # the weights were rounded to float16
-    assert same["val_loss"] == pytest.approx(base["val_loss"], rel=1e-3)
+def test_a_change_of_anything_a_result_depends_on_is_noticed() -> None:
+    base = Row("base", recipe(), "")
+    table = Table((base,), {"train": 20})
+    result = result_of(table, base, 1.0)
+    assert table.is_of(replace(base, name="another name", change="in other words"), result)
+    changes: list[dict[str, Any]] = [
+        {"recipe": recipe(seed=1)}, {"train_sets": ("a",)}, {"init": "x"}, {"teachers": ("x",)},
+        {"between": ("x", "y")}, {"ensemble": ("x", "y")},
+    ]  # fmt: skip
+    assert not any(table.is_of(replace(base, **change), result) for change in changes)
+    assert not replace(table, limits={"train": 21}).is_of(base, result)
+
+
+def test_a_result_from_before_a_choice_existed_stood_at_its_default() -> None:
+    two = recipe()
+    one = replace(two, model=replace(two.model, decoder=replace(two.model.decoder, layers=1)))
+    table = Table((Row("base", two, ""), Row("one layer", one, "")), {})
+    of = table.of(table.rows[0])
+    del of["recipe"]["model"]["decoder"]["layers"], of["ensemble"]
+    old = replace(result_of(table, table.rows[0], 1.0), of=of)
+    assert [table.is_of(row, old) for row in table.rows] == [True, False]
+    of["recipe"]["model"]["decoder"]["magic"] = True  # and one that is no more cannot be repeated
+    assert not table.is_of(table.rows[0], old)
+
+
+def test_rows_that_train_nothing(tmp_path: Path) -> None:
+    """Between two models, several together, a search: all are scored as the models' own rows are."""
+    bench = bench_of(tmp_path)
+    base, more, middle = (bench.run(bench.table.named(name)) for name in ("base", "more", "in between"))
+    assert [epoch["share"] for epoch in middle.history] == list(SHARES)
+    for row, epoch in ((base, middle.history[0]), (more, middle.history[-1])):
+        assert epoch["val_loss"] == pytest.approx(row.best["val_loss"], rel=0.02)  # in bf16, float16 weights
+    best = bench.model("in between")
+    ends = (load_captioner(bench.model(name)) for name in ("base", "more"))
+    expected = between(*ends, middle.best["share"]).state_dict()
+    for name, value in load_captioner(best).state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-3)
+    assert bench.run(bench.table.named("from there")).history[0]["train_loss"] > 0
+    together = bench.run(bench.table.named("together"))
+    (epoch,) = together.history
+    assert epoch["epoch"] == 0
+    assert together.pictures == base.pictures
+    assert not (bench.runs / "together" / "best").exists()
+    # A search as the base's own says what the base said.
+    same = replace(bench.table, rows=(*bench.table.rows, Row("same", bench.table.rows[0].recipe, "the same")))
+    said = replace(bench, table=same).run(same.named("same")).best
+    assert said["val_cider"] == pytest.approx(base.best["val_cider"], abs=1)
+    assert said["val_loss"] == pytest.approx(base.best["val_loss"], rel=1e-3)
 
 
 def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,18 +278,62 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert text in capsys.readouterr().out
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| row")]
     assert [row.split("|")[1].strip() for row in rows] == [
-        "base", "second seed", "fed pieces", "base", "more", "pupil", "base", "left alone", "base", "greedy",
+        "base", "second seed", "fed pieces", "base", "more", "pupil", "in between", "from there", "together",
+        "base", "left alone", "base", "greedy",
     ]  # fmt: skip
     assert {row.count("|") for row in rows} == {11}
     assert "1 epochs on 40 pictures" in text
-    lines = json.loads((tmp_path / "docs" / "ablation.json").read_text())
-    assert [line["row"] for line in lines] == [row.name for row in read_table(write(tmp_path)).rows]
-    assert all(set(line["cider"]) == {"left", "right"} and line["seconds"] > 0 for line in lines)
-    assert [line["pictures"] for line in lines] == [40, 40, 40, 20, 40, 40, 40]
+    assert re.search(r"`between = .*`, share (0|1|0\.\d+) \|", text)
+    record = read_record(tmp_path / "docs" / "ablation.json")
+    assert list(record) == [row.name for row in read_table(write(tmp_path)).rows]
+    assert all(set(made.best["val_cider"]) == {"left", "right"} and made.seconds > 0 for made in record.values())
+    assert [made.pictures for made in record.values()] == [40, 40, 40, 20, 40, 40, 40, 40, 40, 40]
+    assert all(made.scored == {"left": 5, "right": 5} for made in record.values())
     with Image.open(tmp_path / "docs" / "images" / "ablation.png") as image:
         assert image.width > 1000
     assert main([*arguments, "--rows", "nonsense"]) == 1
     assert "no row 'nonsense'; rows: base, second seed" in capsys.readouterr().err
+
+
+def test_the_record_alone_gives_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    table = read_table(write(tmp_path))
+    arguments = ["--table", str(tmp_path / "table.toml"), "--docs", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "holds no result of the base as it is now" in capsys.readouterr().err
+    for row in table.rows[:2]:
+        keep(table, tmp_path / "ablation.json", row.name, result_of(table, row, 30.0, 20.0))
+    changed = replace(table.rows[2], teachers=("base",))
+    keep(table, tmp_path / "ablation.json", changed.name, result_of(table, changed, 99.0))
+    before = (tmp_path / "ablation.json").read_bytes()
+    assert main(arguments) == 0
+    text = (tmp_path / "ablation.md").read_text()
+    assert "| second seed |" in text
+    assert "fed pieces" not in text
+    assert "not shown, because they have changed since or are no rows any more: fed pieces" in caplog.text
+    assert (tmp_path / "images" / "ablation.png").is_file()
+    assert (tmp_path / "ablation.json").read_bytes() == before
+    (tmp_path / "ablation.json").write_text('[{"row": "base", "cider": 3}]')
+    assert main(arguments) == 1
+    assert "ablation.json is no record of results" in capsys.readouterr().err
+
+
+def test_the_page_that_ships_is_what_its_record_gives() -> None:
+    table = read_table(RECIPES / "ablation.toml")
+    recorded = read_record(DOCS / "ablation.json")
+    assert table.known(recorded) == recorded
+    assert ablate.page(table, recorded) == (DOCS / "ablation.md").read_text()
+
+
+def test_curves_are_of_training_and_stand_at_their_epochs(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path))
+    curves = {row.name: ablate.curve(table, row, result_of(table, row, 3.0, 5.0)) for row in table.rows}
+    assert curves.pop("in between") == curves.pop("together") == curves.pop("greedy") == ([], [])
+    assert all(curve == ([1, 2], [3.0, 5.0]) for curve in curves.values())
+    base = table.rows[0]
+    alone = result_of(table, base, 3.0, 5.0)
+    assert ablate.curve(table, base, replace(alone, history=alone.history[1:])) == ([2], [5.0])
 
 
 def test_changes_are_against_the_base_and_the_spread_is_of_its_seeds() -> None:
@@ -193,12 +341,8 @@ def test_changes_are_against_the_base_and_the_spread_is_of_its_seeds() -> None:
     names = ("base", "second seed", "other")
     seed, other = recipe(seed=1), recipe(clip=1.0)
     table = Table(tuple(Row(n, r, "x" * (n != "base")) for n, r in zip(names, (of, seed, other), strict=True)), {})
-    epoch = {"epoch": 1, "val_loss": 1.0, "distinct": 2, "val_repeated": 0.0}
     ciders = {"base": (30.0, 20.0), "second seed": (28.0, 29.5), "other": (33.0, 3.0)}
-    results = {
-        name: ablate.Result([{**epoch, "val_cider": {"a": cider, "b": 1.0}} for cider in ciders[name]], 9, 1.0)
-        for name in names
-    }
+    results = {row.name: result_of(table, row, *ciders[row.name]) for row in table.rows}
     lines = facts(table, results)
     assert [line["to_base"] for line in lines] == [0.0, -0.5, 3.0]  # of each row's best epoch
     assert spread(table, lines) == 0.5
