@@ -1,23 +1,25 @@
 """Many requests share the engine: their pictures are batched, bounded, timed and kept apart.
 
-A batch takes whatever waits when the engine becomes free, and lets pictures that are being decoded
-then join in. So an idle service adds no wait, and under load batches grow by themselves: the next one
-gathers while the last one runs. All state belongs to the event loop; only `encode` and `generate` run
-elsewhere, in the engine's one thread.
+Each of the engine's lanes has a thread, which does whatever is due when it becomes free. While pictures wait it
+encodes them, until about half of those in the house are encoded; then it searches for the captions of all that
+want the same search, since several cost a step little more than one. So no lane is idle beside work, a lone
+picture waits for nothing, and batches grow by themselves under load. What the threads share is behind one lock;
+futures belong to the event loop and are set there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +28,9 @@ from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
 from model.caption import Caption
 from model.config import SearchConfig
-from model.runtime.engine import CaptionEngine, Regions
+from model.runtime.engine import CaptionEngine, Lane, Regions
 
 logger = logging.getLogger("app.batching")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,29 @@ class Item:
     search: SearchConfig
     explain: bool
     future: asyncio.Future[Answer]
-    queued_at: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)  # when it began to wait for its present stage
+    waited: float = 0.0  # for the stages before
     encoding: float = 0.0
+    lane_seconds: float = 0.0  # of encoding, its share of a batch
+    place: tuple[Regions, int] | None = None  # once it is encoded: with whom, and in which row
 
     @property
     def wanted(self) -> bool:
         """False once its caller has gone, timed out or been answered."""
         return not self.future.done()
 
+    @property
+    def wish(self) -> tuple[SearchConfig, bool]:
+        """What pictures that are searched together have in common."""
+        return self.search, self.explain
+
 
 Line = deque[Item]  # the waiting pictures of one request
+Stage = Callable[[Lane, list[Item]], None]
 
 
 class Batcher:
-    """Feeds a `CaptionEngine` from a bounded queue, one request's pictures in turn with the others'."""
+    """Feeds a `CaptionEngine`'s lanes from a bounded queue, one request's pictures in turn with the others'."""
 
     def __init__(
         self, engine: CaptionEngine, metrics: Metrics, *, batch_size: int, queue_size: int, batch_wait: float = 0
@@ -74,31 +83,42 @@ class Batcher:
         self.batch_size = batch_size
         self.queue_size = queue_size
         self.batch_wait = batch_wait  # seconds
-        self.draining = False
         self.admitted = 0  # pictures accepted and not yet answered
         self._lines: deque[Line] = deque()  # those that are not empty, each once
+        self._encoded: list[Item] = []  # waiting for their search, the longest waiting first
+        self._busy: dict[Lane, float] = {}  # since when
+        self._due = threading.Condition()  # guards all that, and wakes lanes that are free
         self._seconds_per_picture = 0.0  # smoothed, for Retry-After
-        self._work = asyncio.Event()
-        self._engine_since: float | None = None  # when the call that the engine is busy with began
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._runner: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._threads: list[threading.Thread] = []  # while running
+        self._loop: asyncio.AbstractEventLoop
+        self._empty: asyncio.Event
 
     def start(self) -> None:
         """Begin to take work; to be called in the event loop."""
-        self._runner = asyncio.create_task(self._run(), name="batcher")
+        self._loop, self._empty = asyncio.get_running_loop(), asyncio.Event()
+        self._empty.set()
+        for number, lane in enumerate(self.engine.lanes):
+            # Daemons: an engine that hangs must not keep the process.
+            thread = threading.Thread(target=self._serve, args=(lane,), name=f"lane-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     async def stop(self) -> None:
-        """Let accepted work finish, then let the engine's thread go."""
-        self.draining = True
-        self._work.set()
-        if self._runner is not None:
-            await self._runner
-        self._thread.shutdown()
+        """Let accepted work finish, then let the lanes' threads go."""
+        await self._empty.wait()
+        with self._due:
+            self._stopping = True
+            self._due.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+        self._threads = []
 
     @property
     def engine_seconds(self) -> float:
-        """How long the engine has been busy with the call that it is in; 0 while it is idle."""
-        return 0.0 if self._engine_since is None else time.perf_counter() - self._engine_since
+        """How long the engine has been busy with the oldest work that it is at; 0 while it is idle."""
+        with self._due:
+            return time.perf_counter() - min(self._busy.values()) if self._busy else 0.0
 
     @contextmanager
     def admit(self, pictures: int = 1) -> Iterator[None]:
@@ -112,7 +132,7 @@ class Batcher:
 
     def check(self, pictures: int = 1) -> None:
         """Raise `Overloaded` if there is no room for `pictures` now, `NotReady` once stopped."""
-        if self._runner is None or self._runner.done():
+        if not self._threads:
             raise NotReady("the service is stopping")
         if self.admitted + pictures > self.queue_size:
             self.metrics.rejected.labels("overloaded").inc()
@@ -129,37 +149,73 @@ class Batcher:
         A cancelled caller's picture leaves the queue without entering a batch.
         """
         line = deque() if line is None else line
-        item = Item(pixels, search, explain, asyncio.get_running_loop().create_future())
-        line.append(item)
-        if len(line) == 1:
-            self._lines.append(line)
-        self._work.set()
+        item = Item(pixels, search, explain, self._loop.create_future())
+        with self._due:
+            line.append(item)
+            if len(line) == 1:
+                self._lines.append(line)
+            self._due.notify()
         return await item.future
 
-    async def _run(self) -> None:
-        while True:
-            await self._company()
-            batch = self._take()
-            if batch:
-                await self._caption(batch)
-            elif self.draining and self.admitted == 0:
+    def _count(self, pictures: int) -> None:
+        with self._due:
+            self.admitted += pictures
+            self._due.notify_all()  # a batch waits only for pictures that may yet come
+        self.metrics.admitted.inc(pictures)
+        if self.admitted:
+            self._empty.clear()
+        else:
+            self._empty.set()
+
+    # --- in the lanes' threads -------------------------------------------------------------------
+
+    def _serve(self, lane: Lane) -> None:
+        while work := self._wait(lane):
+            try:
+                work()
+            except Exception:
+                logger.exception("unexpected error")
+            with self._due:
+                del self._busy[lane]
+
+    def _wait(self, lane: Lane) -> Callable[[], None] | None:
+        """What `lane` is to do, as soon as something is due; None at the end."""
+        with self._due:
+            while True:
+                self._company()
+                if work := self._next(lane):
+                    self._busy[lane] = time.perf_counter()
+                    return work
+                if self._stopping:
+                    return None
+                self._due.wait()
+
+    def _company(self) -> None:
+        """Where pictures are encoded at once, let those that are being decoded join those that wait."""
+        end = time.monotonic() + self.batch_wait
+        while self.engine.encodes_together and not self._encoded:
+            left = end - time.monotonic()
+            if left <= 0 or not 0 < sum(map(len, self._lines)) < min(self.admitted, self.batch_size):
                 return
-            else:
-                self._work.clear()
-                await self._work.wait()
+            self._due.wait(left)
 
-    async def _company(self) -> None:
-        """Let pictures that are being decoded join those that wait: several cost a step little more than one."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.batch_wait):
-                while 0 < sum(map(len, self._lines)) < min(self.admitted, self.batch_size):
-                    self._work.clear()
-                    await self._work.wait()
-
-    def _take(self) -> list[Item]:
-        """The next batch: one picture of each request in turn, the longest waiting request first."""
+    def _next(self, lane: Lane) -> Callable[[], None] | None:
+        """What is due."""
+        self._encoded = [item for item in self._encoded if item.wanted]
         batch: list[Item] = []
-        while self._lines and len(batch) < self.batch_size:
+        if len(self._encoded) < min(max(math.ceil(self.admitted / 2), 1), self.batch_size):
+            batch = self._take(self.batch_size if self.engine.encodes_together else 1)
+        if not batch:
+            return partial(self._search, lane, self._take_encoded()) if self._encoded else None
+        # With no more pictures in the house than lanes there is no company to wait for between the stages.
+        if self.admitted > len(self.engine.lanes) or self._encoded or self._lines or not _alike(batch):
+            return partial(self._encode, lane, batch)
+        return partial(self._through, self.engine.alone if self.admitted <= 1 and not self._busy else lane, batch)
+
+    def _take(self, count: int) -> list[Item]:
+        """Up to `count` of the pictures that wait, one of each request in turn, the longest waiting request first."""
+        batch: list[Item] = []
+        while self._lines and len(batch) < count:
             line = self._lines.popleft()
             item = line.popleft()
             if line:
@@ -168,72 +224,112 @@ class Batcher:
                 batch.append(item)
         return batch
 
-    async def _caption(self, batch: list[Item]) -> None:
-        """Encode `batch` at once, then search each group of equal wishes, the cheapest group first."""
-        start = time.perf_counter()
-        self.metrics.batch_size.observe(len(batch))
-        for item in batch:
-            item.waited = start - item.queued_at
+    def _take_encoded(self) -> list[Item]:
+        """Those that want the same as the one that waits longest; a share of them where lanes would have no work."""
+        group = [item for item in self._encoded if item.wish == self._encoded[0].wish]
+        shares = 1 if self._lines else len(self.engine.lanes) - len(self._busy)
+        batch = group[: min(math.ceil(len(group) / shares), self.batch_size)]
+        self._encoded = [item for item in self._encoded if item not in batch]
+        return batch
+
+    def _through(self, lane: Lane, batch: list[Item]) -> None:
+        """Encode and search in one go."""
+        start = _begin(batch)
         try:
-            regions = await self._in_engine(self.engine.encode, np.stack([item.pixels for item in batch]))
+            regions = lane.encode(np.stack([item.pixels for item in batch]))
+            encoded = time.perf_counter()
+            captions = lane.generate(regions, *batch[0].wish)
+            _check(captions, batch)
         except Exception as error:
-            await self._one_by_one(batch, error)
+            self._one_by_one(self._through, lane, batch, error)
             return
-        encoding = time.perf_counter() - start
-        self.metrics.stage("encode", encoding)
-        for item in batch:
-            item.encoding = encoding
-        groups: dict[tuple[SearchConfig, bool], list[int]] = {}
+        self._note_encoded(batch, encoded - start)
+        self._answer(batch, captions, time.perf_counter() - encoded)
+
+    def _encode(self, lane: Lane, batch: list[Item]) -> None:
+        start = _begin(batch)
+        try:
+            regions = lane.encode(np.stack([item.pixels for item in batch]))
+        except Exception as error:
+            self._one_by_one(self._encode, lane, batch, error)
+            return
+        self._note_encoded(batch, time.perf_counter() - start)
         for row, item in enumerate(batch):
-            groups.setdefault((item.search, item.explain), []).append(row)
-        for search, explain in sorted(groups, key=_cost):
-            rows = [row for row in groups[search, explain] if batch[row].wanted]
-            if rows:
-                chosen = regions if len(rows) == len(batch) else regions.select(rows)
-                await self._search([batch[row] for row in rows], chosen, search, explain)
-        seconds = (time.perf_counter() - start) / len(batch)
-        self._seconds_per_picture += 0.2 * (seconds - self._seconds_per_picture)
+            item.place = regions, row
+        with self._due:
+            self._encoded += batch
+            self._due.notify()
 
-    async def _search(self, items: list[Item], regions: Regions, search: SearchConfig, explain: bool) -> None:
-        start = time.perf_counter()
+    def _search(self, lane: Lane, batch: list[Item]) -> None:
+        start = _begin(batch)
         try:
-            captions = await self._in_engine(lambda: self.engine.generate(regions, search, explain))
-            if len(captions) != len(items) or not all(captions):
-                raise RuntimeError("the engine did not answer for every picture")
+            captions = lane.generate(_regions(batch), *batch[0].wish)
+            _check(captions, batch)
         except Exception as error:
-            await self._one_by_one(items, error)
+            self._one_by_one(self._search, lane, batch, error)
             return
-        seconds = time.perf_counter() - start
-        self.metrics.stage("generate", seconds)
-        for item, answer in zip(items, captions, strict=True):
-            if item.wanted:
-                item.future.set_result(Answer(answer, item.waited, item.encoding, seconds))
+        self._answer(batch, captions, time.perf_counter() - start)
 
-    async def _one_by_one(self, items: list[Item], error: Exception) -> None:
+    def _one_by_one(self, stage: Stage, lane: Lane, batch: list[Item], error: Exception) -> None:
         """One bad picture must not fail its neighbours: after a failed batch each is tried alone."""
-        if len(items) > 1:
-            logger.warning("a batch of %d failed and is tried one by one: %r", len(items), error)
-            for item in items:
+        if len(batch) > 1:
+            logger.warning("a batch of %d failed and is tried one by one: %r", len(batch), error)
+            for item in batch:
                 if item.wanted:
-                    await self._caption([item])
+                    stage(lane, [item])
             return
         logger.error("the engine failed on a picture", exc_info=error)
-        if items[0].wanted:
-            items[0].future.set_exception(InferenceFailed("the model failed on this picture"))
+        self._loop.call_soon_threadsafe(_fail, batch[0])
 
-    async def _in_engine(self, function: Callable[..., T], *args: object) -> T:
-        self._engine_since = time.perf_counter()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-        finally:
-            self._engine_since = None
+    def _note_encoded(self, batch: list[Item], seconds: float) -> None:
+        self.metrics.stage("encode", seconds)
+        now = time.perf_counter()
+        for item in batch:
+            item.encoding, item.lane_seconds, item.since = seconds, seconds / len(batch), now
 
-    def _count(self, pictures: int) -> None:
-        self.admitted += pictures
-        self.metrics.admitted.inc(pictures)
-        self._work.set()  # a drain waits for the count to reach zero
+    def _answer(self, batch: list[Item], captions: list[list[Caption]], seconds: float) -> None:
+        answers = [Answer(a, item.waited, item.encoding, seconds) for item, a in zip(batch, captions, strict=True)]
+        self._loop.call_soon_threadsafe(_succeed, batch, answers)
+        self.metrics.batch_size.observe(len(batch))
+        self.metrics.stage("generate", seconds)
+        per_picture = (batch[0].lane_seconds + seconds / len(batch)) / len(self.engine.lanes)
+        with self._due:
+            self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
 
 
-def _cost(group: tuple[SearchConfig, bool]) -> int:
-    search, explain = group
-    return search.beam_size * search.max_length * (2 if explain else 1)
+def _succeed(batch: list[Item], answers: list[Answer]) -> None:
+    for item, answer in zip(batch, answers, strict=True):
+        if item.wanted:
+            item.future.set_result(answer)
+
+
+def _fail(item: Item) -> None:
+    if item.wanted:
+        item.future.set_exception(InferenceFailed("the model failed on this picture"))
+
+
+def _begin(batch: list[Item]) -> float:
+    """Now, when `batch` waits no longer."""
+    now = time.perf_counter()
+    for item in batch:
+        item.waited, item.since = item.waited + now - item.since, now
+    return now
+
+
+def _alike(batch: list[Item]) -> bool:
+    return all(item.wish == batch[0].wish for item in batch)
+
+
+def _regions(batch: list[Item]) -> Regions:
+    """The encoded pictures of `batch`, in its order."""
+    parts = []
+    for _, places in itertools.groupby((item.place for item in batch if item.place), lambda place: id(place[0])):
+        together = list(places)
+        regions, rows = together[0][0], [row for _, row in together]
+        parts.append(regions if rows == list(range(len(regions))) else regions.select(rows))
+    return parts[0] if len(parts) == 1 else parts[0].join(parts)
+
+
+def _check(captions: list[list[Caption]], batch: list[Item]) -> None:
+    if len(captions) != len(batch) or not all(captions):
+        raise RuntimeError("the engine did not answer for every picture")

@@ -32,7 +32,7 @@ class Metrics:
         )  # fmt: skip
         self.pictures = Counter("caption_pictures", "Pictures captioned.", ["format"], registry=r)
         self.batch_size = Histogram(
-            "caption_batch_size_pictures", "Pictures encoded at once.", buckets=PICTURES, registry=r
+            "caption_batch_size_pictures", "Pictures searched for captions at once.", buckets=PICTURES, registry=r
         )
         self.admitted = Gauge(
             "caption_admitted_pictures", "Pictures accepted and not yet answered.",

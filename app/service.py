@@ -82,10 +82,13 @@ class CaptionService:
         started: when the request arrived, by `time.perf_counter`. The batcher must have admitted the files.
         """
         line: Line = deque()
-        work = (self._caption(data, params, request_id, started, line) for data in files)
+        work = [self._caption(data, params, request_id, started, line) for data in files]
         try:
-            async with asyncio.timeout(self.settings.deadline), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(w) for w in work]
+            async with asyncio.timeout(self.settings.deadline):
+                if len(work) == 1:  # the usual case, without the cost of a task
+                    return [await work[0]]
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(w) for w in work]
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {self.settings.deadline:g} seconds") from error
         return [task.result() for task in tasks]

@@ -6,7 +6,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,18 +32,14 @@ class Regions(ABC):
     def select(self, rows: Sequence[int]) -> Regions:
         """The pictures at `rows`, in that order."""
 
+    @classmethod
+    @abstractmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The pictures of all `parts`, one after another."""
 
-class CaptionEngine(ABC):
-    """Runs one checkpoint. Methods are blocking and to be called from one thread at a time."""
 
-    name: str  # "torch" or "openvino"
-    device: str  # "cpu" or "cuda"
-    config: ModelConfig
-    card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
-
-    def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Picture -> (size, size, 3) uint8 RGB, the encoder's input. Thread-safe."""
-        return preprocess.to_pixels(image, self.config.preprocess)
+class Lane(ABC):
+    """Something that encodes and captions. Methods are blocking and to be called from one thread at a time."""
 
     @abstractmethod
     def encode(self, pixels: NDArray[np.uint8]) -> Regions:
@@ -58,6 +54,30 @@ class CaptionEngine(ABC):
         `search` defaults to the checkpoint's own. `explain` fills `Token.explanation` and changes
         nothing else.
         """
+
+
+class CaptionEngine(Lane):
+    """Runs one checkpoint, each call with all of the device."""
+
+    name: str  # "torch" or "openvino"
+    device: str  # "cpu" or "cuda"
+    config: ModelConfig
+    card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
+    encodes_together = True  # whether several pictures are encoded faster at once than one after another
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """What may run side by side, each with its share of the device; by default only the engine itself."""
+        return (self,)
+
+    @property
+    def alone(self) -> Lane:
+        """What is fastest for a picture that has the device to itself; may run beside all lanes but one."""
+        return self
+
+    def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Picture -> (size, size, 3) uint8 RGB, the encoder's input. Thread-safe."""
+        return preprocess.to_pixels(image, self.config.preprocess)
 
     def caption(
         self, pixels: NDArray[np.uint8], search: SearchConfig | None = None, explain: bool = False

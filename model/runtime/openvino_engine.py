@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -18,7 +20,7 @@ from model.checkpoint import GRAPHS, Checkpoint, open_checkpoint
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
-from model.runtime.engine import CaptionEngine, Precision, Regions
+from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
 from model.search import Candidates, Hypothesis, best_candidates
 from model.search import search as find
@@ -30,17 +32,8 @@ from model.vocabulary import START
 ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them.
 EXPLAINING = ("attention", "gates")
+MAX_LANES = 8  # more threads than that share lanes: a lane takes about 25 MB
 OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
-
-
-T = TypeVar("T")
-
-
-class Lane(NamedTuple):
-    """What one thread computes with."""
-
-    encoder: ov.InferRequest
-    step: ov.InferRequest
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,10 @@ class OpenVINORegions(Regions):
     def select(self, rows: Sequence[int]) -> OpenVINORegions:
         index = list(rows)
         return OpenVINORegions(self.keys[index], self.values[index], self.start[index])
+
+    @classmethod
+    def join(cls, parts: Sequence[OpenVINORegions]) -> OpenVINORegions:
+        return cls(*map(np.concatenate, zip(*((p.keys, p.values, p.start) for p in parts), strict=True)))
 
 
 class OpenVINOStepper:
@@ -134,10 +131,35 @@ class OpenVINOStepper:
             np.copyto(bound, values)
 
 
+class OpenVINOLane(Lane):
+    """One thread's infer requests, or those of a lone picture."""
+
+    def __init__(self, engine: OpenVINOEngine, encoder: ov.InferRequest, step: ov.InferRequest) -> None:
+        self.engine, self.encoder, self.step = engine, encoder, step
+
+    def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
+        return OpenVINORegions.join([self._encode(picture[None]) for picture in pixels])
+
+    def generate(
+        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        assert isinstance(regions, OpenVINORegions)
+        return self.engine.captions(regions, self.find(regions, search), explain)
+
+    def find(self, regions: OpenVINORegions, search: SearchConfig | None) -> list[list[Hypothesis]]:
+        """The best hypotheses of each picture."""
+        return find(OpenVINOStepper(self.step, regions), search or self.engine.config.search)
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
+        results = self.encoder.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
+        return OpenVINORegions(*(results[name] for name in OUTPUTS))
+
+
 class OpenVINOEngine(CaptionEngine):
     """Runs a checkpoint's graphs with OpenVINO."""
 
     name, device = "openvino", "cpu"
+    encodes_together = False  # the encoder's graph takes one picture: see below
 
     def __init__(self, folder: Path, threads: int = 0, precision: Precision = "auto") -> None:
         checkpoint = open_checkpoint(folder)
@@ -158,69 +180,78 @@ class OpenVINOEngine(CaptionEngine):
         self._grid = rows, columns
         self._explaining_model = step.clone()
         self._explaining: ov.InferRequest | None = None
+        self._explaining_lock = Lock()  # one request for all lanes
         for output in [output for output in step.outputs if output.get_any_name() in EXPLAINING]:
             step.remove_result(output.get_node())
         _add_candidates(step)
 
-        def compiled(model: ov.Model, precision: str, threads: int, streams: int) -> list[ov.InferRequest]:
-            settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
-            made = core.compile_model(model, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
-            return [made.create_infer_request() for _ in range(streams)]
+        def lane(threads: int) -> OpenVINOLane:
+            requests = []
+            # A decoding step is too small to share between threads.
+            for model, kind, count in ((encoder, "bf16" if bf16 else "f32", threads), (step, "f32", 1)):
+                settings = {"INFERENCE_PRECISION_HINT": kind, "INFERENCE_NUM_THREADS": count, "NUM_STREAMS": 1}
+                compiled = core.compile_model(model, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
+                requests.append(compiled.create_infer_request())
+            return OpenVINOLane(self, *requests)
 
-        def lanes(encoder_threads: int, step_threads: int, count: int) -> list[Lane]:
-            encoders = compiled(encoder, "bf16" if bf16 else "f32", encoder_threads, count)
-            return [Lane(*pair) for pair in zip(encoders, compiled(step, "f32", step_threads, count), strict=True)]
+        # A lone picture: every thread works on its encoding. Else each thread takes pictures of its own all the
+        # way, which saves meeting at every layer. Each lane has compiled models of its own, with copies of the
+        # weights: with one stream a model runs in the thread that calls it. To hand every step to a thread of
+        # OpenVINO's and to wait for it left a sixth of two cores idle.
+        each = math.ceil(threads / MAX_LANES)
+        self._alone = lane(threads)
+        self._lanes = tuple(lane(each) for _ in range(threads // each)) if threads > 1 else (self._alone,)
+        self._pool = ThreadPoolExecutor(len(self._lanes), "engine")
 
-        # A lone picture: every thread works on its encoding; a decoding step is too small to share. Else each
-        # thread takes pictures of its own all the way, which saves meeting at every layer.
-        (self._alone,) = lanes(threads, 1, 1)
-        self._lanes = lanes(threads, threads, threads) if threads > 1 else [self._alone]
-        self._pool = ThreadPoolExecutor(threads, "engine")
+    @property
+    def lanes(self) -> tuple[OpenVINOLane, ...]:
+        return self._lanes
+
+    @property
+    def alone(self) -> OpenVINOLane:
+        return self._alone
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        def run(lane: Lane, rows: NDArray[np.int64]) -> list[list[NDArray[np.float32]]]:
-            encoded = []
-            for row in rows:
-                results = lane.encoder.infer({"pixels": np.ascontiguousarray(pixels[row : row + 1])}, share_inputs=True)
-                encoded.append([results[name] for name in OUTPUTS])
-            return encoded
-
-        parts = self._side_by_side(run, len(pixels))
-        return OpenVINORegions(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        if len(pixels) == 1:
+            return self._alone.encode(pixels)
+        shares = self._shares(len(pixels))
+        parts = self._pool.map(lambda lane, rows: lane.encode(pixels[rows]), self._lanes, shares)
+        return OpenVINORegions.join(list(parts))
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
+        if len(regions) == 1:
+            return self._alone.generate(regions, search, explain)
+        shares = [regions.select(rows.tolist()) for rows in self._shares(len(regions))]
+        parts = self._pool.map(lambda lane, part: lane.find(part, search), self._lanes, shares)
+        return self.captions(regions, [found for part in parts for found in part], explain)
 
-        def run(lane: Lane, rows: NDArray[np.int64]) -> list[list[Hypothesis]]:
-            return find(OpenVINOStepper(lane.step, regions.select(rows.tolist())), search or self.config.search)
-
-        found = self._side_by_side(run, len(regions))
+    def captions(self, regions: OpenVINORegions, found: list[list[Hypothesis]], explain: bool) -> list[list[Caption]]:
+        """Hypotheses as captions, explained where that is asked for. Thread-safe."""
         details = self._details(regions, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._gate_names, self._grid, details)
 
-    def _side_by_side(self, run: Callable[[Lane, NDArray[np.int64]], list[T]], count: int) -> list[T]:
-        """`run` for `count` pictures, their rows dealt out to the lanes; results in order."""
-        if count == 1:
-            return run(self._alone, np.arange(1))
-        shares = np.array_split(np.arange(count), min(len(self._lanes), count))
-        return [result for results in self._pool.map(run, self._lanes, shares) for result in results]
+    def _shares(self, count: int) -> list[NDArray[np.int64]]:
+        """The rows of `count` pictures, dealt out to the lanes."""
+        return np.array_split(np.arange(count), min(len(self._lanes), count))
 
     def _details(self, regions: OpenVINORegions, words: NDArray[np.int64]) -> StepDetails:
         """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
-        if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
-            compiled = self._core.compile_model(self._explaining_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-            self._explaining = compiled.create_infer_request()
-        stepper = OpenVINOStepper(self._explaining, regions)
-        stepper.start()
-        B, N, T = words.shape
-        same = np.broadcast_to(np.arange(N, dtype=np.int64), (B, N)).copy()
-        kept: dict[str, list[NDArray[Any]]] = {name: [] for name in ("log_probabilities", *EXPLAINING)}
-        for t in range(T):
-            stepper.run(words[:, :, t], None if t == 0 else same)
-            for name, values in kept.items():
-                values.append(stepper.output(name).copy())
+        with self._explaining_lock:
+            if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
+                compiled = self._core.compile_model(self._explaining_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+                self._explaining = compiled.create_infer_request()
+            stepper = OpenVINOStepper(self._explaining, regions)
+            stepper.start()
+            B, N, T = words.shape
+            same = np.broadcast_to(np.arange(N, dtype=np.int64), (B, N)).copy()
+            kept: dict[str, list[NDArray[Any]]] = {name: [] for name in ("log_probabilities", *EXPLAINING)}
+            for t in range(T):
+                stepper.run(words[:, :, t], None if t == 0 else same)
+                for name, values in kept.items():
+                    values.append(stepper.output(name).copy())
         return StepDetails(*(np.stack(values, 2) for values in kept.values()))
 
 

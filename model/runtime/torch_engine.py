@@ -72,6 +72,10 @@ class TorchRegions(Regions):
     def select(self, rows: Sequence[int]) -> TorchRegions:
         return TorchRegions(Memory(*(part[list(rows)] for part in self.memory)))
 
+    @classmethod
+    def join(cls, parts: Sequence[TorchRegions]) -> TorchRegions:
+        return cls(Memory(*map(torch.cat, zip(*(part.memory for part in parts), strict=True))))
+
 
 class TorchEngine(CaptionEngine):
     """Runs a checkpoint's weights with torch."""

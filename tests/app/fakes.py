@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
-from model.runtime.engine import CaptionEngine, Regions
+from model.runtime.engine import CaptionEngine, Lane, Regions
 
 WORDS = ("red", "green", "blue", "big", "small", "old", "young", "wet", "dry", "fast", "slow", "dark", "light",
          "near", "far", "round")  # fmt: skip
@@ -33,18 +33,54 @@ class FakeRegions(Regions):
     def select(self, rows: Sequence[int]) -> FakeRegions:
         return FakeRegions(self.colours[list(rows)])
 
+    @classmethod
+    def join(cls, parts: Sequence[FakeRegions]) -> FakeRegions:
+        return cls(np.concatenate([part.colours for part in parts]))
+
+
+class FakeLane(Lane):
+    """Does as its engine, and counts."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.calls = engine, 0
+
+    def encode(self, pixels: NDArray[np.uint8]) -> FakeRegions:
+        self.calls += 1
+        return self.engine.encode(pixels)
+
+    def generate(
+        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        self.calls += 1
+        return self.engine.generate(regions, search, explain)
+
 
 class FakeEngine(CaptionEngine):
-    """Names a picture's mean colour in words; fails on `POISON`; calls `on_batch` in the engine's thread."""
+    """Names a picture's mean colour in words; fails on `POISON`; calls `on_batch` in the engine's threads.
+
+    lanes: how many there are beside `alone`, each encoding one picture at a time; 0 for the engine itself as its
+        only lane, which encodes pictures together.
+    """
 
     name, device = "fake", "cpu"
 
-    def __init__(self, on_batch: Callable[[str, int], None] = lambda stage, size: None) -> None:
+    def __init__(self, on_batch: Callable[[str, int], None] = lambda stage, size: None, lanes: int = 0) -> None:
+        self._lanes: Sequence[Lane] = [FakeLane(self) for _ in range(lanes)] or [self]
+        self._alone = FakeLane(self) if lanes else self
+        self.encodes_together = not lanes
         self.config = ModelConfig(name="fake", version="1", search=SearchConfig(beam_size=3, max_length=20))
         self.card = {"data": "none", "metrics": {"bleu4": 0.0}}
         self.on_batch = on_batch
         self.batches: list[int] = []
         self.threads: set[int] = set()
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        return self._lanes
+
+    @property
+    def alone(self) -> Lane:
+        return self._alone
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Nothing to warm."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.batching import Answer, Batcher
+from app.batching import Answer, Batcher, Item
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
 from model.config import SearchConfig
-from tests.app.fakes import POISON, FakeEngine, describe
+from tests.app.fakes import POISON, FakeEngine, FakeLane, FakeRegions, describe
 
 BEAM = SearchConfig()
 Colour = tuple[int, int, int]
@@ -108,7 +108,7 @@ def test_what_waits_while_one_batch_runs_is_the_next_batch() -> None:
 def test_a_batch_lets_pictures_that_are_being_decoded_join(batch_wait: float, batches: list[int]) -> None:
     engine = FakeEngine()
 
-    async def caption(batcher: Batcher, decoded: asyncio.Event, i: int) -> None:
+    async def decoded_then_captioned(batcher: Batcher, decoded: asyncio.Event, i: int) -> None:
         with batcher.admit():
             await decoded.wait()
             assert right(await batcher.submit(pixels((i, 0, 0)), BEAM, False), (i, 0, 0))
@@ -116,7 +116,9 @@ def test_a_batch_lets_pictures_that_are_being_decoded_join(batch_wait: float, ba
     async def test(batcher: Batcher) -> None:
         batcher.batch_wait = batch_wait
         soon, later = asyncio.Event(), asyncio.Event()
-        work = await settle(caption(batcher, soon, 0), *(caption(batcher, later, i) for i in (1, 2)))
+        work = await settle(
+            decoded_then_captioned(batcher, soon, 0), *(decoded_then_captioned(batcher, later, i) for i in (1, 2))
+        )
         soon.set()
         await asyncio.sleep(0.01)
         later.set()
@@ -320,7 +322,86 @@ def test_stopping_answers_everything_accepted_and_refuses_the_rest() -> None:
     run(test, FakeEngine(gate))
 
 
-def test_answers_never_cross_under_failures_and_cancellations() -> None:
+async def caption(batcher: Batcher, colour: Colour, search: SearchConfig = BEAM) -> None:
+    """As a request does it: admitted, captioned, checked."""
+    with batcher.admit():
+        assert right(await batcher.submit(pixels(colour), search, False), colour, search)
+
+
+def test_a_picture_that_finds_the_house_empty_has_the_whole_device() -> None:
+    engine = FakeEngine(lanes=2)
+
+    async def test(batcher: Batcher) -> None:
+        for i in range(3):
+            await caption(batcher, (i, 0, 0))
+        assert isinstance(engine.alone, FakeLane)
+        assert engine.alone.calls == 6
+
+    run(test, engine)
+
+
+def test_lanes_work_side_by_side() -> None:
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        work = await settle(*(caption(batcher, (i * 50, 0, 0)) for i in range(5)))
+        for _ in range(3):
+            await gate.wait()  # three are in the encoder at once
+        assert batcher.engine_seconds > 0
+        gate.open()
+        await asyncio.gather(*work)
+        await batcher.stop()
+        assert batcher.engine_seconds == 0
+
+    run(test, FakeEngine(gate, lanes=3))
+
+
+def test_half_of_the_pictures_in_the_house_are_encoded_then_searched_together() -> None:
+    gate, seen = Gate(), []
+    engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0], lanes=1)
+
+    async def test(batcher: Batcher) -> None:
+        work = await settle(*(caption(batcher, (i * 30, 0, 0)) for i in range(8)))
+        gate.open()
+        await asyncio.gather(*work)
+
+    run(test, engine)
+    assert seen[:5] == [("encode", 1)] * 4 + [("generate", 4)]
+    assert sum(size for stage, size in seen if stage == "generate") == 8
+
+
+def test_a_search_is_shared_out_where_lanes_have_nothing_else_to_do() -> None:
+    sizes: list[int] = []
+    gate = Gate("generate")
+
+    async def test(batcher: Batcher) -> None:
+        encoded = FakeRegions(np.arange(30).reshape(10, 3))
+        futures = [asyncio.get_running_loop().create_future() for _ in range(10)]
+        items = [Item(pixels((i, 0, 0)), BEAM, False, f, place=(encoded, i)) for i, f in enumerate(futures)]
+        with batcher._due:
+            batcher._encoded = items
+            batcher._due.notify_all()
+        for _ in range(3):
+            await gate.wait()
+        gate.open()
+        answers = await asyncio.gather(*futures)
+        assert [a.captions[0].text for a in answers] == [describe(c, 0, BEAM, False).text for c in encoded.colours]
+
+    run(test, FakeEngine(lambda stage, size: (sizes.append(size), gate(stage, size))[1], lanes=3))
+    assert sizes == [4, 3, 3]
+
+
+def test_stopping_ends_the_threads_of_all_lanes() -> None:
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(*(caption(batcher, (i, 0, 0)) for i in range(9)))
+        await batcher.stop()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
+
+    run(test, FakeEngine(lanes=3))
+
+
+@pytest.mark.parametrize("lanes", [0, 1, 3])
+def test_answers_never_cross_under_failures_and_cancellations(lanes: int) -> None:
     rng = random.Random(0)
     wishes = [BEAM, SearchConfig(beam_size=1), SearchConfig(strategy="sample", seed=3)]
 
@@ -353,4 +434,4 @@ def test_answers_never_cross_under_failures_and_cancellations() -> None:
         assert sum(done.values()) == 32 * 25
         assert min(done.values()) > 0
 
-    run(test, FakeEngine())
+    run(test, FakeEngine(lanes=lanes))

@@ -33,6 +33,10 @@ class FakeRegions(Regions):
     def select(self, rows: Sequence[int]) -> FakeRegions:
         return FakeRegions([self.sentences[row] for row in rows])
 
+    @classmethod
+    def join(cls, parts: Sequence[FakeRegions]) -> FakeRegions:
+        return cls([sentence for part in parts for sentence in part.sentences])
+
 
 class FakeEngine(CaptionEngine):
     """Red pictures get the first sentence, green the second, blue the third, dark and light the last two."""

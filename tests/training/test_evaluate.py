@@ -33,6 +33,10 @@ class Colours(Regions):
     def select(self, rows: Sequence[int]) -> Colours:
         return Colours(self.colours[list(rows)])
 
+    @classmethod
+    def join(cls, parts: Sequence[Colours]) -> Colours:
+        return cls(np.concatenate([part.colours for part in parts]))
+
 
 class FakeEngine(CaptionEngine):
     """Names the mean colour and the beam."""
