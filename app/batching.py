@@ -32,6 +32,8 @@ from model.runtime.engine import CaptionEngine, Lane, Regions
 
 logger = logging.getLogger("app.batching")
 
+LINGER = 5.0  # seconds that a lane gets at the end for work that nobody waits for any more
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -99,7 +101,7 @@ class Batcher:
         self._loop, self._empty = asyncio.get_running_loop(), asyncio.Event()
         self._empty.set()
         for number, lane in enumerate(self.engine.lanes):
-            # Daemons: an engine that hangs must not keep the process.
+            # Daemons, and not waited for at any price: an engine that hangs must not keep the process.
             thread = threading.Thread(target=self._serve, args=(lane,), name=f"lane-{number}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -111,7 +113,7 @@ class Batcher:
             self._stopping = True
             self._due.notify_all()
         for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, LINGER)
         self._threads = []
 
     @property
@@ -132,7 +134,7 @@ class Batcher:
 
     def check(self, pictures: int = 1) -> None:
         """Raise `Overloaded` if there is no room for `pictures` now, `NotReady` once stopped."""
-        if not self._threads:
+        if not self._threads or not all(thread.is_alive() for thread in self._threads):
             raise NotReady("the service is stopping")
         if self.admitted + pictures > self.queue_size:
             self.metrics.rejected.labels("overloaded").inc()

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from app.errors import BrokenImage, TooLarge, UnsupportedMedia
+from model.preprocess import reduction
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 GUARDED = frozenset({"WEBP", "AVIF", "TIFF"})  # a lying header, or a codec inside a codec
@@ -70,8 +71,8 @@ class NeedsGuard(Exception):
 def read(data: bytes, max_pixels: int, size: int, guarded: bool = False) -> Picture:
     """The first frame of `data` as RGB: upright (EXIF), alpha over white, 16 bits and floats scaled to 8.
 
-    size: the encoder's input, in pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size while
-        that leaves at least twice this, which saves most of a large photograph's cost.
+    size: the encoder's input, in pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where it
+        would be shrunk as much anyway (`reduction`), which saves most of a large photograph's cost.
     guarded: whether time and memory are bounded from outside; if not, `NeedsGuard` is raised for
         pictures of more than `LARGE` pixels in memory, and for those whose header proves nothing.
     Raises `UnsupportedMedia` for what is none of `FORMATS`, `TooLarge` for more than `max_pixels`,
@@ -86,7 +87,8 @@ def read(data: bytes, max_pixels: int, size: int, guarded: bool = False) -> Pict
         if width * height > max_pixels:
             raise TooLarge(f"the picture has {width} x {height} pixels; the limit is {max_pixels} pixels in all")
         if format == "JPEG":
-            image.draft(None, (2 * size, 2 * size))
+            factor = reduction(width, height, size)
+            image.draft(None, (width // factor, height // factor))
         if not guarded:
             _check_cost(data, image, width * height)
         image.load()

@@ -73,8 +73,10 @@ def benchmarks_markdown(results: Mapping[str, Any]) -> str:
         parts += [
             "## Over HTTP, one client",
             contenders(results["one_client"]),
-            f"The service takes {number(overhead['ratio'])} times its engine's own time "
-            f"({number(overhead['http_ms'])} ms to {number(overhead['engine_ms'])} ms a picture, in turns).",
+            f"The service takes {number(overhead['ratio_to_file'])} times its engine's own time for the same files, "
+            f"{number(overhead['ratio'])} times what the engine takes once they are decoded "
+            f"({number(overhead['http_ms'])} ms to {number(overhead['file_ms'])} and {number(overhead['engine_ms'])} "
+            "ms a picture, in turns).",
             "## Over HTTP, 16 clients at once",
             "The time of the whole round divided by its requests; less is more throughput.",
             contenders(results["sixteen_clients"]),
@@ -116,8 +118,10 @@ def benchmarks_markdown(results: Mapping[str, Any]) -> str:
         parts += [
             "## A 12-megapixel JPEG",
             contenders(large["rows"]),
-            f"Captions of {large['same_captions']} of {large['pictures']} pictures are the same as from the full "
-            f"decode with the same resize; two resizers of one full decode agree on {large['same_captions_in_full']}.",
+            f"The file has {large['megabytes']} MB. Of {large['pictures']} pictures "
+            f"{large['same_captions_exact']} get the same caption as from the full decode by the engine in float32, "
+            f"{large['same_captions']} by the engine as it is; two resizers of one full decode agree on "
+            f"{large['same_captions_in_full']}.",
         ]
     if "start_up" in results:
         start = results["start_up"]
@@ -199,7 +203,8 @@ def speed_block(results: Mapping[str, Any]) -> str:
         contenders(results["engines"]),
     ]
     if "overhead" in results:
-        parts.append(f"Over HTTP a caption takes {number(results['overhead']['ratio'])} times the engine's own time.")
+        ratio = number(results["overhead"]["ratio_to_file"])
+        parts.append(f"Over HTTP a caption takes {ratio} times the engine's own time for the same file.")
     parts.append(
         "Printed by `scripts/bench`; [docs/benchmarks.md](docs/benchmarks.md) has other servers, many clients, "
         "start-up, memory, and how the cost grows."

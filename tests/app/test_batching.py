@@ -400,6 +400,21 @@ def test_stopping_ends_the_threads_of_all_lanes() -> None:
     run(test, FakeEngine(lanes=3))
 
 
+def test_an_engine_that_hangs_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.batching.LINGER", 0.05)
+    gate = Gate()
+
+    async def test(batcher: Batcher) -> None:
+        [work] = await settle(caption(batcher, (1, 1, 1)))
+        await gate.wait()
+        work.cancel()
+        await batcher.stop()
+        with pytest.raises(NotReady):
+            batcher.check()
+
+    run(test, FakeEngine(gate))
+
+
 @pytest.mark.parametrize("lanes", [0, 1, 3])
 def test_answers_never_cross_under_failures_and_cancellations(lanes: int) -> None:
     rng = random.Random(0)

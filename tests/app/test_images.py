@@ -11,6 +11,8 @@ from PIL import Image
 from app import images
 from app.errors import BrokenImage, TooLarge, UnsupportedMedia
 from app.images import NeedsGuard, Picture
+from model.config import PreprocessConfig
+from model.preprocess import to_pixels
 from tests.app.pictures import CONTENT_TYPES, FORMATS, bombs, encode, many_scans, plain, png, quarters
 
 LIMIT = 50_000_000
@@ -141,8 +143,19 @@ def test_a_large_photograph_is_decoded_small_and_looks_the_same() -> None:
     picture = images.read(encode(photo, "JPEG", quality=90), LIMIT, 224)
     assert (picture.width, picture.height) == (4000, 3000)
     assert picture.image.size == (1000, 750)  # 1/4: at 1/8 the height would be less than twice 224
-    small, full = (np.asarray(i.resize((224, 224)), np.float64) for i in (picture.image, photo))
+    small, full = (to_pixels(i, PreprocessConfig(size=224)).astype(int) for i in (picture.image, photo))
     assert np.abs(small - full).mean() < 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(4000, 3000), (1000, 2999), (961, 480), (3003, 2001), (479, 9000)])
+def test_the_encoder_sees_the_same_however_much_of_a_jpeg_is_decoded(width: int, height: int) -> None:
+    few = np.random.default_rng(1).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=90)
+    reduced, full = images.read(data, LIMIT, 240).image, Image.open(io.BytesIO(data))
+    assert (reduced.size == full.size) == (min(width, height) < 960)
+    one, other = (to_pixels(picture, PreprocessConfig(size=240)).astype(int) for picture in (reduced, full))
+    assert np.abs(one - other).mean() < 0.3
+    assert np.abs(one - other).max() <= 5
 
 
 @pytest.mark.parametrize(

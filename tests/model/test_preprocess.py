@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.config import PreprocessConfig
-from model.preprocess import normalise, to_pixels
+from model.preprocess import normalise, reduction, to_pixels
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,6 +35,16 @@ def test_the_whole_picture_is_stretched_and_nothing_cropped(shape: tuple[int, in
     assert (pixels[:4] > 240).all()  # the top quarter
     np.testing.assert_allclose(pixels[16:, :12], np.broadcast_to((0, 0, 255), (16, 12, 3)), atol=12)
     np.testing.assert_allclose(pixels[16:, 20:], np.broadcast_to((255, 0, 0), (16, 12, 3)), atol=12)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "factor"),
+    [(1, 1, 1), (63, 63, 1), (64, 64, 1), (127, 999, 1), (128, 128, 2), (255, 256, 2), (256, 300, 4), (2048, 1024, 16)],
+)
+def test_a_large_picture_shrinks_by_a_power_of_two_to_no_less_than_twice_the_size(
+    width: int, height: int, factor: int
+) -> None:
+    assert reduction(width, height, 32) == factor
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "F"])

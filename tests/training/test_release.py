@@ -60,23 +60,28 @@ def test_the_size_is_that_of_all_parameters_and_of_the_encoders_work(tmp_path: P
     assert 0 < size["encoder_gflops"] < 0.05  # of 0.8 with 224 pixels, 49 times as many as these
 
 
+REFERENCES = ("a red dog runs home", "two men sit here", "the cat sleeps well")
+TWO_RIGHT = ("nothing", *REFERENCES[1:])  # the better CIDEr
+ALL_SHORT = ("red dog runs home", "two men sit", "the cat sleeps")  # the better sum of CIDEr and BLEU-4
+
+
 @pytest.mark.parametrize(
-    ("best_of", "expected"),
+    ("said_by", "expected"),
     [
-        ({(3, 1.0): 3}, (3, 1.0)),  # clearly better: it wins
-        ({(5, 1.0): 3, (2, 0.4): 3}, (2, 0.4)),  # as good with a smaller beam
+        ({(3, 1.0): REFERENCES}, (3, 1.0)),  # clearly better: it wins
+        ({(5, 1.0): REFERENCES, (2, 0.4): REFERENCES}, (2, 0.4)),  # as good with a smaller beam
+        ({(2, 0.7): TWO_RIGHT, (3, 0.7): ALL_SHORT}, (3, 0.7)),  # CIDEr is not all
     ],
 )
 def test_the_search_is_the_smallest_of_the_best(
-    best_of: dict[tuple[int, float], int], expected: tuple[int, float], monkeypatch: pytest.MonkeyPatch
+    said_by: dict[tuple[int, float], tuple[str, ...]], expected: tuple[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    references = ["a red dog runs home", "two men sit here", "the cat sleeps well"]
-    pictures = [Picture(f"{i}.png", (text,), "val", "mine", Path("none")) for i, text in enumerate(references)]
+    pictures = [Picture(f"{i}.png", (text,), "val", "mine", Path("none")) for i, text in enumerate(REFERENCES)]
 
     def caption_pictures(engine: Any, pictures: Any, searches: Sequence[SearchConfig]) -> Any:
         def said(search: SearchConfig) -> list[SimpleNamespace]:
-            right = best_of.get((search.beam_size, search.length_penalty), 1)
-            return [SimpleNamespace(text=text if i < right else "nothing") for i, text in enumerate(references)]
+            texts = said_by.get((search.beam_size, search.length_penalty), (REFERENCES[0], "nothing", "nothing"))
+            return [SimpleNamespace(text=text) for text in texts]
 
         return pictures, [said(search) for search in searches]
 
