@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,7 +32,7 @@ from model.runtime.engine import CaptionEngine, Lane, Regions
 
 logger = logging.getLogger("app.batching")
 
-LINGER = 5.0  # seconds that a lane gets at the end for work that nobody waits for any more
+LINGER = 5.0  # seconds that the lanes get at the end for work that nobody waits for any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,14 @@ class Batcher:
 
     async def stop(self) -> None:
         """Let accepted work finish, then let the lanes' threads go."""
-        await self._empty.wait()
+        while self.admitted:
+            await self._empty.wait()
         with self._due:
             self._stopping = True
             self._due.notify_all()
+        end = time.monotonic() + LINGER
         for thread in self._threads:
-            await asyncio.to_thread(thread.join, LINGER)
+            await asyncio.to_thread(thread.join, max(end - time.monotonic(), 0))
         self._threads = []
 
     @property
@@ -134,7 +136,7 @@ class Batcher:
 
     def check(self, pictures: int = 1) -> None:
         """Raise `Overloaded` if there is no room for `pictures` now, `NotReady` once stopped."""
-        if not self._threads or not all(thread.is_alive() for thread in self._threads):
+        if self._stopping or not self._threads or not all(thread.is_alive() for thread in self._threads):
             raise NotReady("the service is stopping")
         if self.admitted + pictures > self.queue_size:
             self.metrics.rejected.labels("overloaded").inc()
@@ -162,7 +164,8 @@ class Batcher:
     def _count(self, pictures: int) -> None:
         with self._due:
             self.admitted += pictures
-            self._due.notify_all()  # a batch waits only for pictures that may yet come
+            if pictures < 0 and self.engine.encodes_together:
+                self._due.notify_all()  # a batch waits only for pictures that may yet come
         self.metrics.admitted.inc(pictures)
         if self.admitted:
             self._empty.clear()
@@ -172,25 +175,27 @@ class Batcher:
     # --- in the lanes' threads -------------------------------------------------------------------
 
     def _serve(self, lane: Lane) -> None:
-        while work := self._wait(lane):
-            try:
-                work()
-            except Exception:
-                logger.exception("unexpected error")
-            with self._due:
-                del self._busy[lane]
+        while self._work(lane):
+            pass
 
-    def _wait(self, lane: Lane) -> Callable[[], None] | None:
-        """What `lane` is to do, as soon as something is due; None at the end."""
+    def _work(self, lane: Lane) -> bool:
+        """Do what is due next, as soon as there is something; false at the end."""
         with self._due:
             while True:
                 self._company()
-                if work := self._next(lane):
-                    self._busy[lane] = time.perf_counter()
-                    return work
+                if stage := self._next(lane):
+                    break
                 if self._stopping:
-                    return None
+                    return False
                 self._due.wait()
+            self._busy[lane] = time.perf_counter()
+        try:
+            stage()
+        except Exception:
+            logger.exception("unexpected error")
+        with self._due:
+            del self._busy[lane]
+        return True
 
     def _company(self) -> None:
         """Where pictures are encoded at once, let those that are being decoded join those that wait."""
@@ -204,15 +209,12 @@ class Batcher:
     def _next(self, lane: Lane) -> Callable[[], None] | None:
         """What is due."""
         self._encoded = [item for item in self._encoded if item.wanted]
-        batch: list[Item] = []
-        if len(self._encoded) < min(max(math.ceil(self.admitted / 2), 1), self.batch_size):
+        if len(self._encoded) < min(math.ceil(self.admitted / 2), self.batch_size):
             batch = self._take(self.batch_size if self.engine.encodes_together else 1)
-        if not batch:
-            return partial(self._search, lane, self._take_encoded()) if self._encoded else None
-        # With no more pictures in the house than lanes there is no company to wait for between the stages.
-        if self.admitted > len(self.engine.lanes) or self._encoded or self._lines or not _alike(batch):
-            return partial(self._encode, lane, batch)
-        return partial(self._through, self.engine.alone if self.admitted <= 1 and not self._busy else lane, batch)
+            if batch:
+                alone = self.admitted <= 1 and not self._busy
+                return partial(self._encode, self.engine.alone if alone else lane, batch)
+        return partial(self._search, lane, self._take_encoded()) if self._encoded else None
 
     def _take(self, count: int) -> list[Item]:
         """Up to `count` of the pictures that wait, one of each request in turn, the longest waiting request first."""
@@ -234,20 +236,6 @@ class Batcher:
         self._encoded = [item for item in self._encoded if item not in batch]
         return batch
 
-    def _through(self, lane: Lane, batch: list[Item]) -> None:
-        """Encode and search in one go."""
-        start = _begin(batch)
-        try:
-            regions = lane.encode(np.stack([item.pixels for item in batch]))
-            encoded = time.perf_counter()
-            captions = lane.generate(regions, *batch[0].wish)
-            _check(captions, batch)
-        except Exception as error:
-            self._one_by_one(self._through, lane, batch, error)
-            return
-        self._note_encoded(batch, encoded - start)
-        self._answer(batch, captions, time.perf_counter() - encoded)
-
     def _encode(self, lane: Lane, batch: list[Item]) -> None:
         start = _begin(batch)
         try:
@@ -255,12 +243,14 @@ class Batcher:
         except Exception as error:
             self._one_by_one(self._encode, lane, batch, error)
             return
-        self._note_encoded(batch, time.perf_counter() - start)
+        now = time.perf_counter()
+        self.metrics.stage("encode", now - start)
         for row, item in enumerate(batch):
-            item.place = regions, row
+            item.place, item.since = (regions, row), now
+            item.encoding, item.lane_seconds = now - start, (now - start) / len(batch)
         with self._due:
             self._encoded += batch
-            self._due.notify()
+            self._due.notify(len(batch) - 1)  # this lane comes back by itself
 
     def _search(self, lane: Lane, batch: list[Item]) -> None:
         start = _begin(batch)
@@ -281,22 +271,21 @@ class Batcher:
                     stage(lane, [item])
             return
         logger.error("the engine failed on a picture", exc_info=error)
-        self._loop.call_soon_threadsafe(_fail, batch[0])
-
-    def _note_encoded(self, batch: list[Item], seconds: float) -> None:
-        self.metrics.stage("encode", seconds)
-        now = time.perf_counter()
-        for item in batch:
-            item.encoding, item.lane_seconds, item.since = seconds, seconds / len(batch), now
+        self._post(_fail, batch[0])
 
     def _answer(self, batch: list[Item], captions: list[list[Caption]], seconds: float) -> None:
-        answers = [Answer(a, item.waited, item.encoding, seconds) for item, a in zip(batch, captions, strict=True)]
-        self._loop.call_soon_threadsafe(_succeed, batch, answers)
         self.metrics.batch_size.observe(len(batch))
         self.metrics.stage("generate", seconds)
         per_picture = (batch[0].lane_seconds + seconds / len(batch)) / len(self.engine.lanes)
         with self._due:
             self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
+        answers = [Answer(a, item.waited, item.encoding, seconds) for item, a in zip(batch, captions, strict=True)]
+        self._post(_succeed, batch, answers)
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Let the event loop call `function`; nobody waits for it any more if the loop is closed."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
 
 
 def _succeed(batch: list[Item], answers: list[Answer]) -> None:
@@ -316,10 +305,6 @@ def _begin(batch: list[Item]) -> float:
     for item in batch:
         item.waited, item.since = item.waited + now - item.since, now
     return now
-
-
-def _alike(batch: list[Item]) -> bool:
-    return all(item.wish == batch[0].wish for item in batch)
 
 
 def _regions(batch: list[Item]) -> Regions:

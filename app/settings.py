@@ -49,12 +49,12 @@ class Settings(BaseSettings):
     )
     decode_memory_mb: int = Field(1024, ge=256, description="Memory of the guarded process, in megabytes.")
     batch_size: int = Field(
-        16, ge=1, description="Most pictures that are searched for captions at once, and on a GPU encoded."
+        16, ge=1, description="Most pictures that are searched for captions at once, and by torch encoded."
     )
     batch_wait: float = Field(
         0.005,
         ge=0,
-        description="On a GPU: most seconds a batch waits for pictures that are being decoded; without any, none.",
+        description="With torch: most seconds a batch waits for pictures that are being decoded; without any, none.",
     )
     queue_size: int = Field(64, ge=1, description="Pictures accepted and not yet answered; more get 503 at once.")
     deadline: float = Field(30, gt=0, description="Seconds from a read body to its answer; then 504.")

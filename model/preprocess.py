@@ -31,7 +31,7 @@ def reduction(width: int, height: int, size: int) -> int:
     Each pixel becomes the mean of a square of them, which is also what a JPEG decoder computes that decodes at a
     fraction of the size. So a large photograph looks the same to the encoder however it was decoded.
     """
-    spare = min(width, height) // (2 * size)
+    spare = (min(width, height) - 1) // (2 * size - 1)  # a side that does not divide is rounded up
     return 1 << max(spare.bit_length() - 1, 0)
 
 

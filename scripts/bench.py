@@ -723,9 +723,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results["one_client"], results["sixteen_clients"], results["overhead"] = bench.servers()
         else:
             results[section] = getattr(bench, section)()
-    print(docs.benchmarks_markdown(results))
     if options.write:
         docs.BENCHMARKS.write_text(json.dumps(results, indent=1) + "\n")
+    print(docs.benchmarks_markdown(results))
+    if options.write:
         docs.plot(results)
         docs.write()
 

@@ -57,7 +57,7 @@ class Lane(ABC):
 
 
 class CaptionEngine(Lane):
-    """Runs one checkpoint, each call with all of the device."""
+    """Runs one checkpoint, each call with all of the device: none may run beside a call of one of its lanes."""
 
     name: str  # "torch" or "openvino"
     device: str  # "cpu" or "cuda"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -138,7 +138,8 @@ class OpenVINOLane(Lane):
         self.engine, self.encoder, self.step = engine, encoder, step
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        return OpenVINORegions.join([self._encode(picture[None]) for picture in pixels])
+        parts = [self._encode(picture[None]) for picture in pixels]
+        return parts[0] if len(parts) == 1 else OpenVINORegions.join(parts)
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
@@ -185,37 +186,48 @@ class OpenVINOEngine(CaptionEngine):
             step.remove_result(output.get_node())
         _add_candidates(step)
 
-        def lane(threads: int) -> OpenVINOLane:
-            requests = []
-            # A decoding step is too small to share between threads.
-            for model, kind, count in ((encoder, "bf16" if bf16 else "f32", threads), (step, "f32", 1)):
-                settings = {"INFERENCE_PRECISION_HINT": kind, "INFERENCE_NUM_THREADS": count, "NUM_STREAMS": 1}
-                compiled = core.compile_model(model, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
-                requests.append(compiled.create_infer_request())
-            return OpenVINOLane(self, *requests)
-
-        # A lone picture: every thread works on its encoding. Else each thread takes pictures of its own all the
-        # way, which saves meeting at every layer. Each lane has compiled models of its own, with copies of the
-        # weights: with one stream a model runs in the thread that calls it. To hand every step to a thread of
-        # OpenVINO's and to wait for it left a sixth of two cores idle.
-        each = math.ceil(threads / MAX_LANES)
-        self._alone = lane(threads)
-        self._lanes = tuple(lane(each) for _ in range(threads // each)) if threads > 1 else (self._alone,)
-        self._pool = ThreadPoolExecutor(len(self._lanes), "engine")
-
-    @property
-    def lanes(self) -> tuple[OpenVINOLane, ...]:
-        return self._lanes
+        self._graphs = (encoder, "bf16" if bf16 else "f32"), (step, "f32")
+        self._threads = threads
+        self._alone = self._lane(threads)
 
     @property
     def alone(self) -> OpenVINOLane:
+        """For a lone picture: every thread works on its encoding."""
         return self._alone
+
+    @cached_property
+    def lanes(self) -> tuple[OpenVINOLane, ...]:
+        """Each thread takes pictures of its own all the way, which saves meeting at every layer.
+
+        Compiled when first asked for, since a lone picture needs none.
+        """
+        if self._threads == 1:
+            return (self._alone,)
+        count = min(self._threads, MAX_LANES)
+        return tuple(self._lane(self._threads // count + (i < self._threads % count)) for i in range(count))
+
+    def _lane(self, threads: int) -> OpenVINOLane:
+        """Infer requests whose encoder has `threads`; a decoding step is too small to share between any.
+
+        Each of a model of its own, with a copy of the weights: a model with one stream runs in the thread that
+        calls it. To hand every step to a thread of OpenVINO's and wait for it left a sixth of two cores idle.
+        """
+        requests = []
+        for (graph, precision), count in zip(self._graphs, (threads, 1), strict=True):
+            settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": count, "NUM_STREAMS": 1}
+            compiled = self._core.compile_model(graph, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
+            requests.append(compiled.create_infer_request())
+        return OpenVINOLane(self, *requests)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(len(self.lanes), "engine")
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
         if len(pixels) == 1:
             return self._alone.encode(pixels)
         shares = self._shares(len(pixels))
-        parts = self._pool.map(lambda lane, rows: lane.encode(pixels[rows]), self._lanes, shares)
+        parts = self._pool.map(lambda lane, rows: lane.encode(pixels[rows]), self.lanes, shares)
         return OpenVINORegions.join(list(parts))
 
     def generate(
@@ -225,7 +237,7 @@ class OpenVINOEngine(CaptionEngine):
         if len(regions) == 1:
             return self._alone.generate(regions, search, explain)
         shares = [regions.select(rows.tolist()) for rows in self._shares(len(regions))]
-        parts = self._pool.map(lambda lane, part: lane.find(part, search), self._lanes, shares)
+        parts = self._pool.map(lambda lane, part: lane.find(part, search), self.lanes, shares)
         return self.captions(regions, [found for part in parts for found in part], explain)
 
     def captions(self, regions: OpenVINORegions, found: list[list[Hypothesis]], explain: bool) -> list[list[Caption]]:
@@ -235,13 +247,14 @@ class OpenVINOEngine(CaptionEngine):
 
     def _shares(self, count: int) -> list[NDArray[np.int64]]:
         """The rows of `count` pictures, dealt out to the lanes."""
-        return np.array_split(np.arange(count), min(len(self._lanes), count))
+        return np.array_split(np.arange(count), min(len(self.lanes), count))
 
     def _details(self, regions: OpenVINORegions, words: NDArray[np.int64]) -> StepDetails:
         """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
         with self._explaining_lock:
             if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
-                compiled = self._core.compile_model(self._explaining_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+                settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+                compiled = self._core.compile_model(self._explaining_model, "CPU", settings)
                 self._explaining = compiled.create_infer_request()
             stepper = OpenVINOStepper(self._explaining, regions)
             stepper.start()

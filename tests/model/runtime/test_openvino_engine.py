@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.caption import Caption
 from model.checkpoint import CONFIG, digest, open_checkpoint, save_captioner
 from model.config import SearchConfig
 from model.errors import CheckpointError
-from model.runtime.engine import Precision, load_engine
-from model.runtime.openvino_engine import OpenVINOStepper
+from model.runtime.engine import Lane, Precision, load_engine
+from model.runtime.openvino_engine import OpenVINOEngine, OpenVINOLane, OpenVINOStepper
 from model.search import best_candidates
 from tests.model.tiny import captioner, pictures
 from tests.training.shapes import draw_pair
@@ -124,6 +127,41 @@ def test_pictures_dealt_out_to_threads_get_what_each_gets_alone(checkpoint: Path
     alone = [engine.caption(picture[None])[0][0].text for picture in pixels]
     assert [found[0].text for found in engine.caption(pixels)] == alone
     assert len(set(alone)) > 3
+
+
+@pytest.mark.parametrize(("threads", "shares"), [(1, [1]), (2, [1, 1]), (8, [1] * 8), (11, [2, 2, 2, 1, 1, 1, 1, 1])])
+def test_threads_are_dealt_out_to_few_lanes(threads: int, shares: list[int], checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=threads)
+    assert isinstance(engine, OpenVINOEngine)
+
+    def threads_of(lane: OpenVINOLane) -> int:
+        return int(lane.encoder.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
+
+    available = len(os.sched_getaffinity(0))  # OpenVINO takes no more than there are
+    assert [threads_of(lane) for lane in engine.lanes] == [min(share, available) for share in shares]
+    assert (engine.lanes[0] is engine.alone) == (threads == 1)
+
+
+def test_lanes_work_side_by_side_explaining_or_not(checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=3)
+    pixels = pictures(12)
+    search = SearchConfig(num_captions=2, max_length=6)
+    expected = engine.caption(pixels, search, explain=True)
+
+    def caption(lane: Lane, rows: range, explain: bool) -> list[list[Caption]]:
+        regions = [lane.encode(pixels[row : row + 1]) for row in rows]
+        return lane.generate(regions[0].join(regions), search, explain)
+
+    with ThreadPoolExecutor(3) as pool:
+        for explain in (True, False):
+            parts = pool.map(caption, engine.lanes, (range(4), range(4, 8), range(8, 12)), [explain] * 3)
+            found = [mine for part in parts for mine in part]
+            for mine, theirs in zip(found, expected, strict=True):
+                assert [caption.text for caption in mine] == [caption.text for caption in theirs]
+                for token, other in zip(mine[0].tokens, theirs[0].tokens, strict=True):
+                    assert (token.explanation is not None) == explain
+                    if token.explanation and other.explanation:
+                        np.testing.assert_allclose(token.explanation.attention, other.explanation.attention, atol=1e-4)
 
 
 def test_serving_imports_nothing_heavy(checkpoint: Path, tmp_path: Path) -> None:
