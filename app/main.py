@@ -33,7 +33,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = engine or open_engine(settings)
-        loaded.warm_up((1, len(loaded.lanes)))  # a lone picture takes another way than several
+        loaded.warm_up(sorted({1, len(loaded.lanes)}))  # a lone picture takes another way than several
         service = CaptionService(settings, loaded, metrics)
         app.state.service = service
         service.start()
