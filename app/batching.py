@@ -1,16 +1,14 @@
 """Many requests share the engine: their pictures are batched, bounded, timed and kept apart.
 
-Each of the engine's lanes has a thread, which does whatever is due when it becomes free. While pictures wait it
-encodes them, until about half of those in the house are encoded; then it searches for the captions of all that
-want the same search, since several cost a step little more than one. So no lane is idle beside work, a lone
-picture waits for nothing, and batches grow by themselves under load. What the threads share is behind one lock;
-futures belong to the event loop and are set there.
+Each of the engine's lanes has a thread, which takes what waits longest as soon as it is free, and captions it:
+one picture, or on an engine that gains from batches as many as wait. So no lane is idle beside work, a lone
+picture waits for nothing, and batches grow by themselves under load. What the threads share is behind one
+lock; futures belong to the event loop and are set there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import threading
@@ -19,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +26,7 @@ from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
 from model.caption import Caption
 from model.config import SearchConfig
+from model.runtime.cpu import own_cpus, stay_on
 from model.runtime.engine import CaptionEngine, Lane, Regions
 
 logger = logging.getLogger("app.batching")
@@ -55,9 +54,6 @@ class Item:
     future: asyncio.Future[Answer]
     since: float = field(default_factory=time.perf_counter)  # when it began to wait for its present stage
     waited: float = 0.0  # for the stages before
-    encoding: float = 0.0
-    lane_seconds: float = 0.0  # of encoding, its share of a batch
-    place: tuple[Regions, int] | None = None  # once it is encoded: with whom, and in which row
 
     @property
     def wanted(self) -> bool:
@@ -71,7 +67,15 @@ class Item:
 
 
 Line = deque[Item]  # the waiting pictures of one request
-Stage = Callable[[Lane, list[Item]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Pictures that were encoded together, and the seconds that took."""
+
+    regions: Regions
+    batch: list[Item]
+    seconds: float
 
 
 class Batcher:
@@ -87,7 +91,6 @@ class Batcher:
         self.batch_wait = batch_wait  # seconds
         self.admitted = 0  # pictures accepted and not yet answered
         self._lines: deque[Line] = deque()  # those that are not empty, each once
-        self._encoded: list[Item] = []  # waiting for their search, the longest waiting first
         self._busy: dict[Lane, float] = {}  # since when
         self._due = threading.Condition()  # guards all that, and wakes lanes that are free
         self._seconds_per_picture = 0.0  # smoothed, for Retry-After
@@ -100,9 +103,11 @@ class Batcher:
         """Begin to take work; to be called in the event loop."""
         self._loop, self._empty = asyncio.get_running_loop(), asyncio.Event()
         self._empty.set()
+        cpus = own_cpus(len(self.engine.lanes)) or []
         for number, lane in enumerate(self.engine.lanes):
             # Daemons, and not waited for at any price: an engine that hangs must not keep the process.
-            thread = threading.Thread(target=self._serve, args=(lane,), name=f"lane-{number}", daemon=True)
+            arguments = (lane, set(cpus), set(cpus[number : number + 1]))
+            thread = threading.Thread(target=self._serve, args=arguments, name=f"lane-{number}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -164,7 +169,7 @@ class Batcher:
     def _count(self, pictures: int) -> None:
         with self._due:
             self.admitted += pictures
-            if pictures < 0 and self.engine.encodes_together:
+            if pictures < 0 and self.engine.gains_from_batches:
                 self._due.notify_all()  # a batch waits only for pictures that may yet come
         self.metrics.admitted.inc(pictures)
         if self.admitted:
@@ -174,47 +179,48 @@ class Batcher:
 
     # --- in the lanes' threads -------------------------------------------------------------------
 
-    def _serve(self, lane: Lane) -> None:
-        while self._work(lane):
-            pass
+    def _serve(self, lane: Lane, all_cpus: set[int], own_cpu: set[int]) -> None:
+        """Caption what is due, as soon as there is something, until the end.
 
-    def _work(self, lane: Lane) -> bool:
-        """Do what is due next, as soon as there is something; false at the end."""
+        Left alone, the scheduler puts a lane beside another that has just woken it, and leaves it there while a CPU
+        is idle: a tenth of the time with two. So lanes keep to a CPU each, except for a picture that has all of them.
+        """
+        place = all_cpus
+        while due := self._wait(lane):
+            batch, alone = due
+            if place != (place := all_cpus if alone else own_cpu):
+                stay_on(place)
+            try:
+                self._caption(lane, self.engine if alone else lane, batch)
+            except Exception:
+                logger.exception("unexpected error")
+            with self._due:
+                del self._busy[lane]
+
+    def _wait(self, lane: Lane) -> tuple[list[Item], bool] | None:
+        """What the lane is to caption next, and whether with all of the device; None at the end."""
         with self._due:
-            while True:
-                self._company()
-                if stage := self._next(lane):
-                    break
+            while not (batch := self._next()):
                 if self._stopping:
-                    return False
+                    return None
                 self._due.wait()
+            alone = self.admitted <= 1 and not self._busy
             self._busy[lane] = time.perf_counter()
-        try:
-            stage()
-        except Exception:
-            logger.exception("unexpected error")
-        with self._due:
-            del self._busy[lane]
-        return True
+            return batch, alone
 
-    def _company(self) -> None:
-        """Where pictures are encoded at once, let those that are being decoded join those that wait."""
+    def _next(self) -> list[Item]:
+        """This lane's share of what is due. A batch waits a little for pictures that are being decoded."""
         end = time.monotonic() + self.batch_wait
-        while self.engine.encodes_together and not self._encoded:
+        while self.engine.gains_from_batches and 0 < self._waiting < min(self.admitted, self.batch_size):
             left = end - time.monotonic()
-            if left <= 0 or not 0 < sum(map(len, self._lines)) < min(self.admitted, self.batch_size):
-                return
+            if left <= 0:
+                break
             self._due.wait(left)
+        return self._take(min(math.ceil(self._waiting / len(self.engine.lanes)), self.batch_size))
 
-    def _next(self, lane: Lane) -> Callable[[], None] | None:
-        """What is due."""
-        self._encoded = [item for item in self._encoded if item.wanted]
-        if len(self._encoded) < min(math.ceil(self.admitted / 2), self.batch_size):
-            batch = self._take(self.batch_size if self.engine.encodes_together else 1)
-            if batch:
-                alone = self.admitted <= 1 and not self._busy
-                return partial(self._encode, self.engine.alone if alone else lane, batch)
-        return partial(self._search, lane, self._take_encoded()) if self._encoded else None
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self._lines))
 
     def _take(self, count: int) -> list[Item]:
         """Up to `count` of the pictures that wait, one of each request in turn, the longest waiting request first."""
@@ -228,58 +234,58 @@ class Batcher:
                 batch.append(item)
         return batch
 
-    def _take_encoded(self) -> list[Item]:
-        """Those that want the same as the one that waits longest; a share of them where lanes would have no work."""
-        group = [item for item in self._encoded if item.wish == self._encoded[0].wish]
-        shares = 1 if self._lines else len(self.engine.lanes) - len(self._busy)
-        batch = group[: min(math.ceil(len(group) / shares), self.batch_size)]
-        self._encoded = [item for item in self._encoded if item not in batch]
-        return batch
-
-    def _encode(self, lane: Lane, batch: list[Item]) -> None:
+    def _caption(self, lane: Lane, encoder: Lane, batch: list[Item]) -> None:
+        """Encode pictures, then search for the captions of those that want the same."""
         start = _begin(batch)
         try:
-            regions = lane.encode(np.stack([item.pixels for item in batch]))
+            regions = encoder.encode(np.stack([item.pixels for item in batch]))
         except Exception as error:
-            self._one_by_one(self._encode, lane, batch, error)
+            self._one_by_one(batch, error, lambda row: self._caption(lane, encoder, [batch[row]]))
             return
-        now = time.perf_counter()
-        self.metrics.stage("encode", now - start)
+        seconds = time.perf_counter() - start
+        self.metrics.stage("encode", seconds)
+        for item in batch:
+            item.since = start + seconds
+        wishes: dict[Any, list[int]] = {}
         for row, item in enumerate(batch):
-            item.place, item.since = (regions, row), now
-            item.encoding, item.lane_seconds = now - start, (now - start) / len(batch)
-        with self._due:
-            self._encoded += batch
-            self._due.notify(len(batch) - 1)  # this lane comes back by itself
+            wishes.setdefault(item.wish, []).append(row)
+        for rows in wishes.values():
+            self._search(lane, Encoded(regions, batch, seconds), rows)
 
-    def _search(self, lane: Lane, batch: list[Item]) -> None:
+    def _search(self, lane: Lane, encoded: Encoded, rows: list[int]) -> None:
+        """Search for the captions of those pictures at `rows` that are still wanted; all want the same."""
+        rows = [row for row in rows if encoded.batch[row].wanted]
+        if not rows:
+            return
+        batch = [encoded.batch[row] for row in rows]
         start = _begin(batch)
         try:
-            captions = lane.generate(_regions(batch), *batch[0].wish)
+            regions = encoded.regions if len(rows) == len(encoded.batch) else encoded.regions.select(rows)
+            captions = lane.generate(regions, *batch[0].wish)
             _check(captions, batch)
         except Exception as error:
-            self._one_by_one(self._search, lane, batch, error)
+            self._one_by_one(batch, error, lambda i: self._search(lane, encoded, [rows[i]]))
             return
-        self._answer(batch, captions, time.perf_counter() - start)
+        self._answer(batch, captions, encoded.seconds, time.perf_counter() - start)
 
-    def _one_by_one(self, stage: Stage, lane: Lane, batch: list[Item], error: Exception) -> None:
+    def _one_by_one(self, batch: list[Item], error: Exception, alone: Callable[[int], None]) -> None:
         """One bad picture must not fail its neighbours: after a failed batch each is tried alone."""
         if len(batch) > 1:
             logger.warning("a batch of %d failed and is tried one by one: %r", len(batch), error)
-            for item in batch:
+            for i, item in enumerate(batch):
                 if item.wanted:
-                    stage(lane, [item])
+                    alone(i)
             return
         logger.error("the engine failed on a picture", exc_info=error)
         self._post(_fail, batch[0])
 
-    def _answer(self, batch: list[Item], captions: list[list[Caption]], seconds: float) -> None:
+    def _answer(self, batch: list[Item], captions: list[list[Caption]], encode: float, generate: float) -> None:
         self.metrics.batch_size.observe(len(batch))
-        self.metrics.stage("generate", seconds)
-        per_picture = (batch[0].lane_seconds + seconds / len(batch)) / len(self.engine.lanes)
+        self.metrics.stage("generate", generate)
+        per_picture = (encode + generate) / len(batch) / len(self.engine.lanes)
         with self._due:
             self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
-        answers = [Answer(a, item.waited, item.encoding, seconds) for item, a in zip(batch, captions, strict=True)]
+        answers = [Answer(mine, item.waited, encode, generate) for item, mine in zip(batch, captions, strict=True)]
         self._post(_succeed, batch, answers)
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
@@ -305,16 +311,6 @@ def _begin(batch: list[Item]) -> float:
     for item in batch:
         item.waited, item.since = item.waited + now - item.since, now
     return now
-
-
-def _regions(batch: list[Item]) -> Regions:
-    """The encoded pictures of `batch`, in its order."""
-    parts = []
-    for _, places in itertools.groupby((item.place for item in batch if item.place), lambda place: id(place[0])):
-        together = list(places)
-        regions, rows = together[0][0], [row for _, row in together]
-        parts.append(regions if rows == list(range(len(regions))) else regions.select(rows))
-    return parts[0] if len(parts) == 1 else parts[0].join(parts)
 
 
 def _check(captions: list[list[Caption]], batch: list[Item]) -> None:

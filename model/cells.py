@@ -54,9 +54,17 @@ class Cell(nn.Module, ABC):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    @abstractmethod
     def forward(self, x: Tensor, state: State) -> CellStep:
-        """One step from input x (B, I) and state, by the equations."""
+        """One step from input x (B, I) and state."""
+        return self.advance(self.project(x), state)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The input's share of every sum, W_x x + b: (..., I) -> (..., chunks * H)."""
+        return x @ self.weight_ih.T + self.bias_ih
+
+    @abstractmethod
+    def advance(self, z_x: Tensor, state: State) -> CellStep:
+        """One step from a projected input (B, chunks * H) and state, by the equations."""
 
     def run(self, xs: Tensor, state: State) -> tuple[Tensor, State]:
         """A whole sequence xs (B, T, I) -> hidden states (B, T, H) and the last state."""
@@ -81,9 +89,9 @@ class RNNCell(Cell):
     chunks, states = 1, 1
     gate_names = ("hidden",)
 
-    def forward(self, x: Tensor, state: State) -> CellStep:
+    def advance(self, z_x: Tensor, state: State) -> CellStep:
         (s_prev,) = state
-        s = torch.tanh(x @ self.weight_ih.T + self.bias_ih + s_prev @ self.weight_hh.T + self.bias_hh)
+        s = torch.tanh(z_x + s_prev @ self.weight_hh.T + self.bias_hh)
         return CellStep((s,), {"hidden": s})
 
     def run(self, xs: Tensor, state: State) -> tuple[Tensor, State]:
@@ -104,9 +112,9 @@ class LSTMCell(Cell):
             self.bias_ih[hidden_size : 2 * hidden_size] = 1.0
             self.bias_hh[hidden_size : 2 * hidden_size] = 0.0
 
-    def forward(self, x: Tensor, state: State) -> CellStep:
+    def advance(self, z_x: Tensor, state: State) -> CellStep:
         c_prev, h_prev = state
-        z_i, z_f, z_c, z_o = self._gate_inputs(x, h_prev)  # W [h_{t-1}, x_t] + b, gate by gate
+        z_i, z_f, z_c, z_o = self._gate_inputs(z_x, h_prev)  # W [h_{t-1}, x_t] + b, gate by gate
         # 1. forget gate: how much of each memory to keep
         f = torch.sigmoid(z_f)
         # 2. input gate and candidate state: how much of what to write
@@ -127,8 +135,8 @@ class LSTMCell(Cell):
         )
         return out, (c_last[0], h_last[0])
 
-    def _gate_inputs(self, x: Tensor, h_prev: Tensor) -> tuple[Tensor, ...]:
-        return (x @ self.weight_ih.T + self.bias_ih + h_prev @ self.weight_hh.T + self.bias_hh).chunk(4, -1)
+    def _gate_inputs(self, z_x: Tensor, h_prev: Tensor) -> tuple[Tensor, ...]:
+        return (z_x + h_prev @ self.weight_hh.T + self.bias_hh).chunk(4, -1)
 
 
 class PeepholeLSTMCell(LSTMCell):
@@ -140,9 +148,9 @@ class PeepholeLSTMCell(LSTMCell):
         self.peep_i = nn.Parameter(torch.zeros(hidden_size))
         self.peep_o = nn.Parameter(torch.zeros(hidden_size))
 
-    def forward(self, x: Tensor, state: State) -> CellStep:
+    def advance(self, z_x: Tensor, state: State) -> CellStep:
         c_prev, h_prev = state
-        z_i, z_f, z_c, z_o = self._gate_inputs(x, h_prev)
+        z_i, z_f, z_c, z_o = self._gate_inputs(z_x, h_prev)
         f = torch.sigmoid(z_f + self.peep_f * c_prev)
         i = torch.sigmoid(z_i + self.peep_i * c_prev)
         c_new = torch.tanh(z_c)
@@ -161,9 +169,9 @@ class GRUCell(Cell):
     chunks, states = 3, 1
     gate_names = ("reset", "update", "candidate", "hidden")
 
-    def forward(self, x: Tensor, state: State) -> CellStep:
+    def advance(self, z_x: Tensor, state: State) -> CellStep:
         (h_prev,) = state
-        x_r, x_z, x_n = (x @ self.weight_ih.T + self.bias_ih).chunk(3, -1)
+        x_r, x_z, x_n = z_x.chunk(3, -1)
         h_r, h_z, h_n = (h_prev @ self.weight_hh.T + self.bias_hh).chunk(3, -1)
         r = torch.sigmoid(x_r + h_r)
         z = torch.sigmoid(x_z + h_z)

@@ -132,15 +132,26 @@ class Decoder(nn.Module):
         start = memory.start[:, None].expand(-1, beams, -1)
         return F.pad(start, (0, self.state_size - start.shape[-1]))  # layer 2 starts from zeros
 
-    def step(self, memory: Memory, words: Tensor, state: Tensor) -> StepOutput:
-        """One step: the last words (B, K) and the packed state (B, K, S) -> the next."""
+    def projected_words(self) -> Tensor | None:
+        """(V, chunks * H): each word's vector as layer 1 sees it, `layer1.project`; None where that reads more."""
+        return None if self.config.feed_attention else self.layer1.project(self.embedding.weight)
+
+    def step(self, memory: Memory, words: Tensor, state: Tensor, projected: Tensor | None = None) -> StepOutput:
+        """One step: the last words (B, K) and the packed state (B, K, S) -> the next.
+
+        projected: what `projected_words` gives, for those who take many steps: it saves a product in each.
+        """
         B, K = words.shape
         parts = state.view(B * K, -1).chunk(self.config.layers * self.layer1.states, -1)
-        x = self.embedding(words).view(B * K, -1)
-        if self.config.feed_attention:
-            before, _ = self._attend(parts[self.layer1.states - 1].view(B, K, -1), memory)
-            x = torch.cat([x, before.view(B * K, -1)], -1)
-        steps = [self.layer1(x, parts[: self.layer1.states])]
+        if projected is None:
+            x = self.embedding(words).view(B * K, -1)
+            if self.config.feed_attention:
+                before, _ = self._attend(parts[self.layer1.states - 1].view(B, K, -1), memory)
+                x = torch.cat([x, before.view(B * K, -1)], -1)
+            x = self.layer1.project(x)
+        else:
+            x = F.embedding(words, projected).view(B * K, -1)
+        steps = [self.layer1.advance(x, parts[: self.layer1.states])]
         context, attention = self._attend(steps[0].hidden.view(B, K, -1), memory)
         context = context.view(B * K, -1)
         if self.layer2 is not None:

@@ -1,7 +1,9 @@
-"""How many CPU threads this process may keep busy."""
+"""How many CPU threads this process may keep busy, and where."""
 
 import math
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,3 +21,17 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     if quota in ("max", "-1"):
         return available
     return max(1, min(available, math.ceil(int(quota) / int(period))))
+
+
+def own_cpus(threads: int) -> list[int] | None:
+    """A CPU for each of `threads`, if this process may use exactly as many and all of their time; else None."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus if 1 < threads == len(cpus) == cpu_quota() else None
+
+
+def stay_on(cpus: Iterable[int]) -> None:
+    """Let the calling thread run nowhere else."""
+    with suppress(OSError):  # forbidden, or a CPU that was taken away: then it runs where it may
+        os.sched_setaffinity(0, cpus)

@@ -57,23 +57,21 @@ class Lane(ABC):
 
 
 class CaptionEngine(Lane):
-    """Runs one checkpoint, each call with all of the device: none may run beside a call of one of its lanes."""
+    """Runs one checkpoint, each call with all of the device.
+
+    No call may run beside one of a lane, but `encode` of a single picture may beside those of all lanes but one.
+    """
 
     name: str  # "torch" or "openvino"
     device: str  # "cpu" or "cuda"
     config: ModelConfig
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
-    encodes_together = True  # whether several pictures are encoded faster at once than one after another
+    gains_from_batches = True  # whether several pictures are captioned faster at once than one after another
 
     @property
     def lanes(self) -> Sequence[Lane]:
         """What may run side by side, each with its share of the device; by default only the engine itself."""
         return (self,)
-
-    @property
-    def alone(self) -> Lane:
-        """What is fastest for a picture that has the device to itself; may run beside all lanes but one."""
-        return self
 
     def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
         """Picture -> (size, size, 3) uint8 RGB, the encoder's input. Thread-safe."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-import openvino.opset13 as opset
 from numpy.typing import NDArray
 
 from model.caption import Caption
@@ -21,6 +20,7 @@ from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
+from model.runtime.openvino_search import Beams, BeamSearch, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
 from model.search import Candidates, Hypothesis, best_candidates
 from model.search import search as find
@@ -32,7 +32,8 @@ from model.vocabulary import START
 ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them.
 EXPLAINING = ("attention", "gates")
-MAX_LANES = 8  # more threads than that share lanes: a lane takes about 25 MB
+MAX_LANES = 8  # more threads than that share lanes: a lane takes about 35 MB
+MAX_SEARCHES = 8  # search graphs of all lanes, for the beam sizes that are asked for first: each takes about 17 MB
 OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
 
 
@@ -57,7 +58,7 @@ class OpenVINORegions(Regions):
 
 
 class OpenVINOStepper:
-    """A `search.Stepper` over an infer request of a step graph."""
+    """A `search.Stepper` over an infer request of a step graph, for all that `beam_search_graph` does not do."""
 
     def __init__(self, request: ov.InferRequest, regions: OpenVINORegions) -> None:
         self.batch = len(regions)
@@ -76,8 +77,11 @@ class OpenVINOStepper:
 
     def step(self, words: NDArray[np.int64], parents: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """Log-probabilities (B, K, V), in memory that the next step uses again."""
-        scores = np.zeros(words.shape, np.float32)
-        self.candidates(words, parents, scores, np.zeros((*words.shape, 1), np.int64), 1)
+        self._set("words", words)
+        self._set("parents", np.zeros_like(words) if parents is None else parents)
+        self._set("state", self._state)
+        self._request.infer(share_outputs=True)
+        self._state = self.output("state_out")
         return self.output("log_probabilities")
 
     def candidates(
@@ -88,32 +92,14 @@ class OpenVINOStepper:
         forbidden: NDArray[np.int64] | None,
         count: int,
     ) -> Candidates:
-        """A step, and the `count` best hypotheses it leads to, found inside the graph."""
-        self._set("scores", scores)
-        self._set("forbidden", np.zeros((*words.shape, 1), np.int64) if forbidden is None else forbidden)
-        self._set("count", np.asarray(1 if forbidden is None else count, np.int64))
-        self.run(words, parents)
-        if forbidden is None:
-            return best_candidates(self.output("log_probabilities"), scores, None, count)
-        index = self.output("candidates")
-        size = self._request.get_tensor("log_probabilities").shape[-1]
-        return Candidates(
-            self.output("candidate_scores").copy(), index // size, index % size, self.output("candidate_words").copy()
-        )
+        """A step, and the `count` best hypotheses it leads to."""
+        return best_candidates(self.step(words, parents), scores, forbidden, count)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Go on with the pictures at `rows` alone."""
         self._state = self._state[rows]
         for name in ("keys", "values"):
             self._set(name, self._inputs[name][rows])
-
-    def run(self, words: NDArray[np.int64], parents: NDArray[np.int64] | None) -> None:
-        """One step; `output` then reads what it gave."""
-        self._set("words", words)
-        self._set("parents", np.zeros_like(words) if parents is None else parents)
-        self._set("state", self._state)
-        self._request.infer(share_outputs=True)
-        self._state = self.output("state_out")
 
     def output(self, name: str) -> NDArray[np.float32]:
         """An output of the last step, a view that the next step overwrites."""
@@ -132,13 +118,18 @@ class OpenVINOStepper:
 
 
 class OpenVINOLane(Lane):
-    """One thread's infer requests, or those of a lone picture."""
+    """One thread's infer requests, each of a model of its own, compiled when it is needed.
 
-    def __init__(self, engine: OpenVINOEngine, encoder: ov.InferRequest, step: ov.InferRequest) -> None:
-        self.engine, self.encoder, self.step = engine, encoder, step
+    A model with one stream runs in the thread that calls it. To hand every step to a thread of OpenVINO's and wait
+    for it left a sixth of two cores idle; to hand over whole searches still cost a tenth of the captions a second.
+    """
+
+    def __init__(self, engine: OpenVINOEngine, threads: int) -> None:
+        self.engine, self.threads = engine, threads
+        self._searches: dict[Beams, BeamSearch] = {}
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        parts = [self._encode(picture[None]) for picture in pixels]
+        parts = [_encode(self.encoder, picture) for picture in pixels]
         return parts[0] if len(parts) == 1 else OpenVINORegions.join(parts)
 
     def generate(
@@ -149,75 +140,89 @@ class OpenVINOLane(Lane):
 
     def find(self, regions: OpenVINORegions, search: SearchConfig | None) -> list[list[Hypothesis]]:
         """The best hypotheses of each picture."""
-        return find(OpenVINOStepper(self.step, regions), search or self.engine.config.search)
+        search = search or self.engine.config.search
+        beams = Beams(max(search.beam_size, search.num_captions), search.block_ngram)
+        whole = self._search(beams) if search.strategy == "beam" else None
+        if whole is None:
+            return find(OpenVINOStepper(self.step, regions), search)
+        pictures = (slice(row, row + 1) for row in range(len(regions)))
+        return [whole.find(regions.keys[one], regions.values[one], regions.start[one], search) for one in pictures]
 
-    def _encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
-        results = self.encoder.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
-        return OpenVINORegions(*(results[name] for name in OUTPUTS))
+    @cached_property
+    def encoder(self) -> ov.InferRequest:
+        """Of the encoder graph."""
+        if self.threads == self.engine.threads:
+            return self.engine.encoder
+        return self.engine.compile_encoder(self.threads)
+
+    @cached_property
+    def step(self) -> ov.InferRequest:
+        """Of the step graph."""
+        return self.engine.compile_decoder(None)
+
+    def _search(self, beams: Beams) -> BeamSearch | None:
+        """The whole search in one graph; None if there are enough others already."""
+        if beams not in self._searches and len(self._searches) < max(MAX_SEARCHES // len(self.engine.lanes), 1):
+            self._searches[beams] = BeamSearch(self.engine.compile_decoder(beams), beams.hypotheses)
+        return self._searches.get(beams)
 
 
 class OpenVINOEngine(CaptionEngine):
     """Runs a checkpoint's graphs with OpenVINO."""
 
     name, device = "openvino", "cpu"
-    encodes_together = False  # the encoder's graph takes one picture: see below
+    gains_from_batches = False  # its graphs take one picture: known shapes plan better than batches gain
 
     def __init__(self, folder: Path, threads: int = 0, precision: Precision = "auto") -> None:
         checkpoint = open_checkpoint(folder)
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
         core = self._core = ov.Core()
-        threads = threads or cpu_quota()
+        self.threads = threads or cpu_quota()
         # Threads are not tied to cores: whatever else runs on one of them would hold them up.
         common = {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True, "ENABLE_CPU_PINNING": False}
         core.set_property("CPU", common)
         fast = precision == "auto"
         bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        encoder = _read(core, checkpoint, ENCODER)
+        self._encoder, self._encoder_precision = _read(core, checkpoint, ENCODER), "bf16" if bf16 else "f32"
         size = self.config.preprocess.size
-        encoder.reshape({"pixels": [1, size, size, 3]})  # a known shape plans better than any batch gains
-        step = _read(core, checkpoint, STEP_INT8 if fast else STEP)
-        self._gate_names = tuple(step.get_rt_info(["gate_names"]).astype(str).split(","))
-        rows, columns = (int(n) for n in step.get_rt_info(["grid"]).astype(str).split(","))
+        self._encoder.reshape({"pixels": [1, size, size, 3]})
+        self._step = _read(core, checkpoint, STEP_INT8 if fast else STEP)
+        self._gate_names = tuple(self._step.get_rt_info(["gate_names"]).astype(str).split(","))
+        rows, columns = (int(n) for n in self._step.get_rt_info(["grid"]).astype(str).split(","))
         self._grid = rows, columns
-        self._explaining_model = step.clone()
+        self._explaining_model = self._step.clone()
         self._explaining: ov.InferRequest | None = None
         self._explaining_lock = Lock()  # one request for all lanes
-        for output in [output for output in step.outputs if output.get_any_name() in EXPLAINING]:
-            step.remove_result(output.get_node())
-        _add_candidates(step)
-
-        self._graphs = (encoder, "bf16" if bf16 else "f32"), (step, "f32")
-        self._threads = threads
-        self._alone = self._lane(threads)
+        for output in [output for output in self._step.outputs if output.get_any_name() in EXPLAINING]:
+            self._step.remove_result(output.get_node())
+        # Each lane's thread takes pictures of its own all the way, which saves meeting at every layer.
+        count = min(self.threads, MAX_LANES)
+        self._lanes = tuple(
+            OpenVINOLane(self, self.threads // count + (i < self.threads % count)) for i in range(count)
+        )
 
     @property
-    def alone(self) -> OpenVINOLane:
-        """For a lone picture: every thread works on its encoding."""
-        return self._alone
+    def lanes(self) -> tuple[OpenVINOLane, ...]:
+        return self._lanes
 
     @cached_property
-    def lanes(self) -> tuple[OpenVINOLane, ...]:
-        """Each thread takes pictures of its own all the way, which saves meeting at every layer.
+    def encoder(self) -> ov.InferRequest:
+        """For a lone picture: every thread works on it."""
+        return self.compile_encoder(self.threads)
 
-        Compiled when first asked for, since a lone picture needs none.
-        """
-        if self._threads == 1:
-            return (self._alone,)
-        count = min(self._threads, MAX_LANES)
-        return tuple(self._lane(self._threads // count + (i < self._threads % count)) for i in range(count))
+    def compile_encoder(self, threads: int) -> ov.InferRequest:
+        """A request of an encoder that `threads` work on."""
+        return self._compile(self._encoder, self._encoder_precision, threads)
 
-    def _lane(self, threads: int) -> OpenVINOLane:
-        """Infer requests whose encoder has `threads`; a decoding step is too small to share between any.
+    def compile_decoder(self, beams: Beams | None) -> ov.InferRequest:
+        """A request of the graph that searches with `beams`, or of a single step. Thread-safe."""
+        # Too small to share between threads.
+        return self._compile(beam_search_graph(self._step, *beams) if beams else self._step, "f32", 1)
 
-        Each of a model of its own, with a copy of the weights: a model with one stream runs in the thread that
-        calls it. To hand every step to a thread of OpenVINO's and wait for it left a sixth of two cores idle.
-        """
-        requests = []
-        for (graph, precision), count in zip(self._graphs, (threads, 1), strict=True):
-            settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": count, "NUM_STREAMS": 1}
-            compiled = self._core.compile_model(graph, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
-            requests.append(compiled.create_infer_request())
-        return OpenVINOLane(self, *requests)
+    def _compile(self, graph: ov.Model, precision: str, threads: int) -> ov.InferRequest:
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        compiled = self._core.compile_model(graph, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
+        return compiled.create_infer_request()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -225,7 +230,7 @@ class OpenVINOEngine(CaptionEngine):
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
         if len(pixels) == 1:
-            return self._alone.encode(pixels)
+            return _encode(self.encoder, pixels[0])
         shares = self._shares(len(pixels))
         parts = self._pool.map(lambda lane, rows: lane.encode(pixels[rows]), self.lanes, shares)
         return OpenVINORegions.join(list(parts))
@@ -235,7 +240,7 @@ class OpenVINOEngine(CaptionEngine):
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
         if len(regions) == 1:
-            return self._alone.generate(regions, search, explain)
+            return self.lanes[0].generate(regions, search, explain)
         shares = [regions.select(rows.tolist()) for rows in self._shares(len(regions))]
         parts = self._pool.map(lambda lane, part: lane.find(part, search), self.lanes, shares)
         return self.captions(regions, [found for part in parts for found in part], explain)
@@ -253,48 +258,23 @@ class OpenVINOEngine(CaptionEngine):
         """Run the found captions (B, N, T), start first, through the decoder again and keep what it looked at."""
         with self._explaining_lock:
             if self._explaining is None:  # compiled at the first explanation, for those who never ask for one
-                settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-                compiled = self._core.compile_model(self._explaining_model, "CPU", settings)
-                self._explaining = compiled.create_infer_request()
+                self._explaining = self._compile(self._explaining_model, "f32", 1)
             stepper = OpenVINOStepper(self._explaining, regions)
             stepper.start()
             B, N, T = words.shape
             same = np.broadcast_to(np.arange(N, dtype=np.int64), (B, N)).copy()
             kept: dict[str, list[NDArray[Any]]] = {name: [] for name in ("log_probabilities", *EXPLAINING)}
             for t in range(T):
-                stepper.run(words[:, :, t], None if t == 0 else same)
+                stepper.step(words[:, :, t], None if t == 0 else same)
                 for name, values in kept.items():
                     values.append(stepper.output(name).copy())
         return StepDetails(*(np.stack(values, 2) for values in kept.values()))
 
 
-def _add_candidates(step: ov.Model) -> None:
-    """Let a step graph find the likeliest ways to go on itself, so that only `count` numbers a picture leave it.
-
-    In: scores (B, K), forbidden (B, K, F) and count, as `model.search.best_candidates` has them. Out: of the
-    candidates (B, C), best first, the places among K * V, the scores and the words' own log-probabilities.
-    """
-
-    def given(name: str, type: Any, *shape: int) -> ov.Node:
-        node = opset.parameter(shape, type, name)
-        node.output(0).get_tensor().set_names({name})
-        step.add_parameters([node])
-        return node
-
-    scores, forbidden = given("scores", np.float32, -1, -1), given("forbidden", np.int64, -1, -1, -1)
-    count = given("count", np.int64)
-    each, flat = opset.constant(np.int64(2)), opset.constant(np.array([0, -1], np.int64))
-    log_probabilities = step.output("log_probabilities").get_node().input_value(0)  # (B, K, V)
-    never = opset.broadcast(opset.constant(np.float32(-np.inf)), opset.shape_of(forbidden))
-    allowed = opset.scatter_elements_update(log_probabilities, forbidden, never, each)
-    totals = opset.reshape(opset.add(allowed, opset.unsqueeze(scores, each)), flat, True)  # (B, K * V)
-    top = opset.topk(totals, count, 1, "max", "value", index_element_type="i64")
-    words = opset.gather_elements(opset.reshape(allowed, flat, True), top.output(1), 1)
-    outputs = {"candidate_scores": top.output(0), "candidates": top.output(1), "candidate_words": words.output(0)}
-    for name, output in outputs.items():
-        output.get_tensor().set_names({name})
-        step.add_results([opset.result(output)])
-    step.validate_nodes_and_infer_types()
+def _encode(request: ov.InferRequest, picture: NDArray[np.uint8]) -> OpenVINORegions:
+    """(size, size, 3) -> one encoded picture."""
+    results = request.infer({"pixels": np.ascontiguousarray(picture)[None]}, share_inputs=True)
+    return OpenVINORegions(*(results[name] for name in OUTPUTS))
 
 
 def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:

@@ -58,16 +58,14 @@ class FakeLane(Lane):
 class FakeEngine(CaptionEngine):
     """Names a picture's mean colour in words; fails on `POISON`; calls `on_batch` in the engine's threads.
 
-    lanes: how many there are beside `alone`, each encoding one picture at a time; 0 for the engine itself as its
-        only lane, which encodes pictures together.
+    lanes: how many there are, none of which gains from batches; 0 for the engine itself as its only lane, which does.
     """
 
     name, device = "fake", "cpu"
 
     def __init__(self, on_batch: Callable[[str, int], None] = lambda stage, size: None, lanes: int = 0) -> None:
         self._lanes: Sequence[Lane] = [FakeLane(self) for _ in range(lanes)] or [self]
-        self._alone = FakeLane(self) if lanes else self
-        self.encodes_together = not lanes
+        self.gains_from_batches = not lanes
         self.config = ModelConfig(name="fake", version="1", search=SearchConfig(beam_size=3, max_length=20))
         self.card = {"data": "none", "metrics": {"bleu4": 0.0}}
         self.on_batch = on_batch
@@ -77,10 +75,6 @@ class FakeEngine(CaptionEngine):
     @property
     def lanes(self) -> Sequence[Lane]:
         return self._lanes
-
-    @property
-    def alone(self) -> Lane:
-        return self._alone
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Nothing to warm."""

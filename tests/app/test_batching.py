@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.batching import Answer, Batcher, Item, Line
+from app.batching import Answer, Batcher, Line
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
 from model.config import SearchConfig
-from tests.app.fakes import POISON, FakeEngine, FakeLane, FakeRegions, describe
+from tests.app.fakes import POISON, FakeEngine, FakeLane, describe
 
 BEAM = SearchConfig()
 Colour = tuple[int, int, int]
@@ -168,7 +168,7 @@ def test_different_wishes_share_the_encoder_but_not_the_search() -> None:
         answers = await asyncio.gather(*rest)
         assert all(right(a, (i * 70, 0, 0), w) for i, (a, w) in enumerate(zip(answers, wishes, strict=True)))
         # First what waits longest, with its like.
-        assert seen == [("encode", 1), ("encode", 3), ("generate", 1), ("generate", 2), ("generate", 1)]
+        assert seen == [("encode", 1), ("generate", 1), ("encode", 3), ("generate", 2), ("generate", 1)]
 
     run(test, engine)
 
@@ -264,7 +264,7 @@ def test_a_failing_search_is_tried_one_by_one_too() -> None:
         assert all(right(a, (i * 60, 0, 0)) for i, a in enumerate(await asyncio.gather(*rest)))
 
     run(test, FakeEngine(on_batch))
-    assert failures == [5]
+    assert failures == [4]
 
 
 def test_a_failing_search_of_pictures_encoded_one_by_one_is_tried_one_by_one_too() -> None:
@@ -357,15 +357,15 @@ def test_stopping_answers_everything_accepted_and_refuses_the_rest() -> None:
     run(test, FakeEngine(gate))
 
 
-def test_a_picture_that_finds_the_house_empty_has_the_whole_device() -> None:
+def test_a_picture_that_finds_the_house_empty_is_encoded_by_the_whole_device() -> None:
     engine = FakeEngine(lanes=2)
 
     async def test(batcher: Batcher) -> None:
         for i in range(3):
             assert right(await submit(batcher, (i, 0, 0)), (i, 0, 0))
             await free(batcher)
-        assert isinstance(engine.alone, FakeLane)
-        assert engine.alone.calls == 3
+        assert engine.batches == [1, 1, 1]
+        assert sum(lane.calls for lane in engine.lanes if isinstance(lane, FakeLane)) == 3  # the searches
 
     run(test, engine)
 
@@ -386,41 +386,54 @@ def test_lanes_work_side_by_side() -> None:
     run(test, FakeEngine(gate, lanes=3))
 
 
-def test_half_of_the_pictures_in_the_house_are_encoded_then_searched_together() -> None:
+@pytest.mark.parametrize(("batch_size", "largest"), [(16, 4), (3, 3)])
+def test_a_lane_takes_its_share_of_what_waits(batch_size: int, largest: int) -> None:
     gate, seen = Gate(), []
-    engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0], lanes=1)
+    engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0], lanes=3)
 
     async def test(batcher: Batcher) -> None:
-        with batcher.admit(8):
-            work = [batcher.submit(pixels((i * 30, 0, 0)), BEAM, False) for i in range(8)]
-            work = await settle(*work)
+        with batcher.admit(12):
+            with batcher._due:  # all of them wait before a lane looks
+                work = [batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(12)]
+                work = await settle(*work)
             gate.open()
-            await asyncio.gather(*work)
+            answers = await asyncio.gather(*work)
+        assert all(right(answer, (i * 20, 0, 0)) for i, answer in enumerate(answers))
 
-    run(test, engine)
-    assert seen[:5] == [("encode", 1)] * 4 + [("generate", 4)]
-    assert sum(size for stage, size in seen if stage == "generate") == 8
+    run(test, engine, batch_size=batch_size)
+    taken = sorted((size for stage, size in seen if stage == "encode"), reverse=True)
+    assert sum(taken) == 12
+    assert taken[0] == largest
+    assert sorted((size for stage, size in seen if stage == "generate"), reverse=True) == taken
 
 
-def test_a_search_is_shared_out_where_lanes_have_nothing_else_to_do() -> None:
-    sizes: list[int] = []
-    gate = Gate("generate")
+def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.batching.own_cpus", lambda threads: list(range(10, 10 + threads)))
+    gate, stayed = Gate(), []
+    monkeypatch.setattr(
+        "app.batching.stay_on", lambda cpus: stayed.append((threading.current_thread().name, sorted(cpus)))
+    )
 
     async def test(batcher: Batcher) -> None:
-        encoded = FakeRegions(np.arange(30).reshape(10, 3))
-        futures = [asyncio.get_running_loop().create_future() for _ in range(10)]
-        items = [Item(pixels((i, 0, 0)), BEAM, False, f, place=(encoded, i)) for i, f in enumerate(futures)]
-        with batcher._due:
-            batcher._encoded = items
-            batcher._due.notify_all()
-        for _ in range(3):
-            await gate.wait()
-        gate.open()
-        answers = await asyncio.gather(*futures)
-        assert [a.captions[0].text for a in answers] == [describe(c, 0, BEAM, False).text for c in encoded.colours]
+        gate.open(1)
+        await submit(batcher, (1, 1, 1))
+        await gate.wait()
+        assert stayed == []  # a lane may run anywhere from the beginning
+        await free(batcher)
+        with batcher.admit(3):
+            with batcher._due:  # all of them wait before a lane looks
+                more = await settle(*(batcher.submit(pixels((i, 0, 0)), BEAM, False) for i in range(3)))
+            for _ in range(2):
+                await gate.wait()
+            gate.open(2)
+            await asyncio.gather(*more)
+        assert sorted(stayed) == [("lane-0", [10]), ("lane-1", [11])]
+        await free(batcher)
+        gate.open(1)
+        await submit(batcher, (2, 2, 2))
+        assert stayed[2:] in ([("lane-0", [10, 11])], [("lane-1", [10, 11])])
 
-    run(test, FakeEngine(lambda stage, size: (sizes.append(size), gate(stage, size))[1], lanes=3))
-    assert sorted(sizes) == [3, 3, 4]
+    run(test, FakeEngine(gate, lanes=2))
 
 
 def test_stopping_ends_the_threads_of_all_lanes() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from model.runtime.cpu import cpu_quota
+from model.runtime import cpu
+from model.runtime.cpu import cpu_quota, own_cpus, stay_on
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,38 @@ def test_without_a_quota_the_affinity_mask_decides(tmp_path: Path, monkeypatch: 
 
 def test_here_it_is_at_least_one() -> None:
     assert cpu_quota() >= 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "quota", "expected"),
+    [(8, 8, list(range(8))), (2, 8, None), (9, 8, None), (8, 2, None), (2, 2, None)],
+)
+def test_threads_get_a_cpu_each_only_where_they_are_as_many_as_this_process_has_to_itself(
+    threads: int, quota: int, expected: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
+    assert own_cpus(threads) == expected
+
+
+def test_a_single_thread_may_run_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: 1)
+    assert own_cpus(1) is None
+
+
+def test_only_the_calling_thread_stays_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity on this system")
+    before = os.sched_getaffinity(0)
+    one = {min(before)}
+
+    def there() -> set[int]:
+        stay_on(one)
+        return os.sched_getaffinity(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(there).result() == one
+    assert os.sched_getaffinity(0) == before
+    stay_on({100_000})  # no such CPU: nothing happens
+    assert os.sched_getaffinity(0) == before

@@ -19,8 +19,8 @@ from model.checkpoint import CONFIG, digest, open_checkpoint, save_captioner
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.engine import Lane, Precision, load_engine
-from model.runtime.openvino_engine import OpenVINOEngine, OpenVINOLane, OpenVINOStepper
-from model.search import best_candidates
+from model.runtime.openvino_engine import MAX_SEARCHES, OpenVINOEngine, OpenVINOLane, OpenVINOStepper
+from model.search import beam_search
 from tests.model.tiny import captioner, pictures
 from tests.training.shapes import draw_pair
 from training.export import export
@@ -103,22 +103,65 @@ def test_explains_like_torch(precision: Precision, near: float, checkpoint: Path
     assert compared > 20
 
 
-@pytest.mark.parametrize("forbidden", [[[4, 5, 0], [6, 0, 0], [4, 7, 8]], None])
-def test_the_graph_finds_the_candidates_that_the_definition_names(
-    forbidden: list[list[int]] | None, checkpoint: Path
-) -> None:
-    engine = load_engine(checkpoint, "cpu", "openvino", precision="f32")
-    regions = engine.encode(pictures(4))
-    request = engine._alone.step  # type: ignore[attr-defined]
-    ours, plain = (OpenVINOStepper(request, regions) for _ in range(2))  # type: ignore[arg-type]
-    words = ours.start(3)
-    scores = np.random.default_rng(0).normal(size=words.shape).astype(np.float32)
-    never = None if forbidden is None else np.broadcast_to(np.asarray(forbidden), (4, 3, 3))
-    plain.start(3)
-    expected = best_candidates(plain.step(words, None).copy(), scores, never, 6)
-    for found, wanted in zip(ours.candidates(words, None, scores, never, 6), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    assert np.isfinite(expected.scores).all()
+SEARCHES = [
+    SearchConfig(beam_size=3),
+    SearchConfig(beam_size=1),
+    SearchConfig(beam_size=1, num_captions=4, length_penalty=0.0),
+    SearchConfig(beam_size=4, num_captions=2, length_penalty=0.7, max_length=3),
+    SearchConfig(beam_size=2, max_length=1),
+    SearchConfig(beam_size=10, num_captions=5, max_length=50, length_penalty=2.0),
+    *(SearchConfig(beam_size=3, block_ngram=n, length_penalty=0.0) for n in (0, 1, 2, 3, 60)),
+]
+
+
+@pytest.mark.parametrize(
+    "search", SEARCHES, ids=lambda s: f"{s.beam_size}-{s.num_captions}-{s.max_length}-{s.block_ngram}"
+)
+def test_the_graph_searches_as_the_definition_does(search: SearchConfig, checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=1, precision="f32")
+    assert isinstance(engine, OpenVINOEngine)
+    [lane] = engine.lanes
+    regions = engine.encode(pictures(40, seed=3))
+    expected = beam_search(OpenVINOStepper(lane.step, regions), search)
+    found = lane.find(regions, search)
+    assert len(lane._searches) == 1
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert [h.words for h in mine] == [h.words for h in theirs]
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
+    assert len({mine[0].words for mine in found}) > (3 if search.max_length > 1 else 0)
+
+
+@with_embedded
+def test_the_embedded_model_searches_as_the_definition_does() -> None:
+    engine = load_engine(EMBEDDED, "cpu", "openvino", threads=1, precision="f32")
+    assert isinstance(engine, OpenVINOEngine)
+    drawn = [np.asarray(draw_pair(random.Random(i), engine.config.preprocess.size)[0]) for i in range(25)]
+    regions = engine.encode(np.stack(drawn))
+    [lane] = engine.lanes
+    for search in (engine.config.search, SearchConfig(beam_size=3, num_captions=3, length_penalty=0.5)):
+        found, expected = lane.find(regions, search), beam_search(OpenVINOStepper(lane.step, regions), search)
+        assert [[h.words for h in mine] for mine in found] == [[h.words for h in mine] for mine in expected]
+
+
+def test_few_beam_sizes_have_a_graph_and_the_others_are_searched_all_the_same(checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=2, precision="f32")
+    assert isinstance(engine, OpenVINOEngine)
+    lane, regions = engine.lanes[0], engine.encode(pictures(2))
+    for beam_size in range(1, 8):
+        search = SearchConfig(beam_size=beam_size)
+        expected = beam_search(OpenVINOStepper(lane.step, regions), search)
+        assert [mine[0].words for mine in lane.find(regions, search)] == [mine[0].words for mine in expected]
+        assert len(lane._searches) == min(beam_size, MAX_SEARCHES // 2)
+
+
+def test_sampling_needs_no_search_graph(checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=1)
+    assert isinstance(engine, OpenVINOEngine)
+    assert engine.caption(pictures(1), SearchConfig(strategy="sample", seed=1))[0][0].text
+    assert not engine.lanes[0]._searches
 
 
 def test_pictures_dealt_out_to_threads_get_what_each_gets_alone(checkpoint: Path) -> None:
@@ -139,7 +182,7 @@ def test_threads_are_dealt_out_to_few_lanes(threads: int, shares: list[int], che
 
     available = len(os.sched_getaffinity(0))  # OpenVINO takes no more than there are
     assert [threads_of(lane) for lane in engine.lanes] == [min(share, available) for share in shares]
-    assert (engine.lanes[0] is engine.alone) == (threads == 1)
+    assert (engine.lanes[0].encoder is engine.encoder) == (threads == 1)
 
 
 def test_lanes_work_side_by_side_explaining_or_not(checkpoint: Path) -> None:
