@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     )
     decode_memory_mb: int = Field(1024, ge=256, description="Memory of the guarded process, in megabytes.")
     batch_size: int = Field(
-        16, ge=1, description="Most pictures that are searched for captions at once, and by torch encoded."
+        16,
+        ge=1,
+        description="Most pictures that a thread of the engine takes at once; torch encodes and searches them together.",
     )
     batch_wait: float = Field(
         0.005,
