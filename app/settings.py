@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(
         16,
         ge=1,
-        description="Most pictures that a thread of the engine takes at once; torch encodes and searches them together.",
+        description="Most pictures that a thread of the engine takes at once; torch works on them together.",
     )
     batch_wait: float = Field(
         0.005,

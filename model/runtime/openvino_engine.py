@@ -20,7 +20,7 @@ from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
-from model.runtime.openvino_search import Beams, BeamSearch, beam_search_graph
+from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
 from model.search import Candidates, Hypothesis, best_candidates
 from model.search import search as find
@@ -33,6 +33,7 @@ ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them.
 EXPLAINING = ("attention", "gates")
 MAX_LANES = 8  # more threads than that share lanes: a lane takes about 35 MB
+SEVERAL = 4  # pictures are searched at once: a step reads its weights for all of them
 MAX_SEARCHES = 8  # search graphs of all lanes, for the beam sizes that are asked for first: each takes about 17 MB
 OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
 
@@ -126,7 +127,7 @@ class OpenVINOLane(Lane):
 
     def __init__(self, engine: OpenVINOEngine, threads: int) -> None:
         self.engine, self.threads = engine, threads
-        self._searches: dict[Beams, BeamSearch] = {}
+        self._searches: dict[Shape, BeamSearch] = {}
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
         parts = [_encode(self.encoder, picture) for picture in pixels]
@@ -141,12 +142,14 @@ class OpenVINOLane(Lane):
     def find(self, regions: OpenVINORegions, search: SearchConfig | None) -> list[list[Hypothesis]]:
         """The best hypotheses of each picture."""
         search = search or self.engine.config.search
-        beams = Beams(max(search.beam_size, search.num_captions), search.block_ngram)
-        whole = self._search(beams) if search.strategy == "beam" else None
-        if whole is None:
-            return find(OpenVINOStepper(self.step, regions), search)
-        pictures = (slice(row, row + 1) for row in range(len(regions)))
-        return [whole.find(regions.keys[one], regions.values[one], regions.start[one], search) for one in pictures]
+        found: list[list[Hypothesis]] = []
+        while len(found) < len(regions):
+            whole = self._search(len(regions) - len(found), search) if search.strategy == "beam" else None
+            if whole is None:
+                return find(OpenVINOStepper(self.step, regions), search)
+            some = slice(len(found), len(found) + whole.pictures)
+            found += whole.find(regions.keys[some], regions.values[some], regions.start[some], search)
+        return found
 
     @cached_property
     def encoder(self) -> ov.InferRequest:
@@ -160,11 +163,16 @@ class OpenVINOLane(Lane):
         """Of the step graph."""
         return self.engine.compile_decoder(None)
 
-    def _search(self, beams: Beams) -> BeamSearch | None:
-        """The whole search in one graph; None if there are enough others already."""
-        if beams not in self._searches and len(self._searches) < max(MAX_SEARCHES // len(self.engine.lanes), 1):
-            self._searches[beams] = BeamSearch(self.engine.compile_decoder(beams), beams.hypotheses)
-        return self._searches.get(beams)
+    def _search(self, pictures: int, search: SearchConfig) -> BeamSearch | None:
+        """A graph for the whole search of the next few of so many pictures; None if there are enough others already."""
+        room = max(MAX_SEARCHES // len(self.engine.lanes), 1) - len(self._searches)
+        for size in (SEVERAL, 1) if pictures > SEVERAL / 2 else (1,):
+            shape = Shape(size, max(search.beam_size, search.num_captions), search.block_ngram)
+            if shape not in self._searches and room > 0:
+                self._searches[shape] = BeamSearch(self.engine.compile_decoder(shape), shape)
+            if shape in self._searches:
+                return self._searches[shape]
+        return None
 
 
 class OpenVINOEngine(CaptionEngine):
@@ -214,10 +222,10 @@ class OpenVINOEngine(CaptionEngine):
         """A request of an encoder that `threads` work on."""
         return self._compile(self._encoder, self._encoder_precision, threads)
 
-    def compile_decoder(self, beams: Beams | None) -> ov.InferRequest:
-        """A request of the graph that searches with `beams`, or of a single step. Thread-safe."""
+    def compile_decoder(self, shape: Shape | None) -> ov.InferRequest:
+        """A request of the graph that searches with `shape`, or of a single step. Thread-safe."""
         # Too small to share between threads.
-        return self._compile(beam_search_graph(self._step, *beams) if beams else self._step, "f32", 1)
+        return self._compile(beam_search_graph(self._step, shape) if shape else self._step, "f32", 1)
 
     def _compile(self, graph: ov.Model, precision: str, threads: int) -> ov.InferRequest:
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}

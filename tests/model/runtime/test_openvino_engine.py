@@ -19,7 +19,7 @@ from model.checkpoint import CONFIG, digest, open_checkpoint, save_captioner
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.engine import Lane, Precision, load_engine
-from model.runtime.openvino_engine import MAX_SEARCHES, OpenVINOEngine, OpenVINOLane, OpenVINOStepper
+from model.runtime.openvino_engine import MAX_SEARCHES, SEVERAL, OpenVINOEngine, OpenVINOLane, OpenVINOStepper
 from model.search import beam_search
 from tests.model.tiny import captioner, pictures
 from tests.training.shapes import draw_pair
@@ -121,10 +121,11 @@ def test_the_graph_searches_as_the_definition_does(search: SearchConfig, checkpo
     engine = load_engine(checkpoint, "cpu", "openvino", threads=1, precision="f32")
     assert isinstance(engine, OpenVINOEngine)
     [lane] = engine.lanes
-    regions = engine.encode(pictures(40, seed=3))
+    regions = engine.encode(pictures(43, seed=3))
     expected = beam_search(OpenVINOStepper(lane.step, regions), search)
     found = lane.find(regions, search)
-    assert len(lane._searches) == 1
+    found[:2] = lane.find(regions.select([0]), search) + lane.find(regions.select([1]), search)
+    assert {shape.pictures for shape in lane._searches} == {1, SEVERAL}
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
         assert [h.words for h in mine] == [h.words for h in theirs]
