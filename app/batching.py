@@ -9,6 +9,7 @@ lock; futures belong to the event loop and are set there.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import threading
@@ -71,10 +72,11 @@ Line = deque[Item]  # the waiting pictures of one request
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Pictures that were encoded together, and the seconds that took."""
+    """An encoded picture: with whom, in which row, and the seconds that took them all."""
 
+    item: Item
     regions: Regions
-    batch: list[Item]
+    row: int
     seconds: float
 
 
@@ -187,36 +189,39 @@ class Batcher:
         """
         place = all_cpus
         while due := self._wait(lane):
-            batch, alone = due
+            batch, share, alone = due
             if place != (place := all_cpus if alone else own_cpu):
                 stay_on(place)
             try:
-                self._caption(lane, self.engine if alone else lane, batch)
+                self._caption(lane, self.engine if alone else lane, batch, share)
             except Exception:
                 logger.exception("unexpected error")
             with self._due:
                 del self._busy[lane]
 
-    def _wait(self, lane: Lane) -> tuple[list[Item], bool] | None:
-        """What the lane is to caption next, and whether with all of the device; None at the end."""
+    def _wait(self, lane: Lane) -> tuple[list[Item], int, bool] | None:
+        """What the lane is to caption next, how many in all, and whether with all of the device; None at the end."""
         with self._due:
-            while not (batch := self._next()):
+            while True:
+                self._company()
+                share = min(math.ceil(self._waiting / len(self.engine.lanes)), self.batch_size)
+                if batch := self._take(share if self.engine.gains_from_batches else 1):
+                    break
                 if self._stopping:
                     return None
                 self._due.wait()
             alone = self.admitted <= 1 and not self._busy
             self._busy[lane] = time.perf_counter()
-            return batch, alone
+            return batch, share, alone
 
-    def _next(self) -> list[Item]:
-        """This lane's share of what is due. A batch waits a little for pictures that are being decoded."""
+    def _company(self) -> None:
+        """Where batches gain, let pictures that are being decoded join those that wait."""
         end = time.monotonic() + self.batch_wait
         while self.engine.gains_from_batches and 0 < self._waiting < min(self.admitted, self.batch_size):
             left = end - time.monotonic()
             if left <= 0:
-                break
+                return
             self._due.wait(left)
-        return self._take(min(math.ceil(self._waiting / len(self.engine.lanes)), self.batch_size))
 
     @property
     def _waiting(self) -> int:
@@ -234,59 +239,69 @@ class Batcher:
                 batch.append(item)
         return batch
 
-    def _caption(self, lane: Lane, encoder: Lane, batch: list[Item]) -> None:
-        """Encode pictures, then search for the captions of those that want the same."""
+    def _caption(self, lane: Lane, encoder: Lane, batch: list[Item], share: int) -> None:
+        """Encode these pictures and others up to the lane's share, then search for the captions of them all."""
+        encoded = self._encode(encoder, batch)
+        # One by one: a lane that is done sooner takes more of them.
+        while len(encoded) < share:
+            with self._due:
+                batch = self._take(1)
+            if not batch:
+                break
+            encoded += self._encode(encoder, batch)
+        wishes: dict[Any, list[Encoded]] = {}
+        for one in encoded:
+            wishes.setdefault(one.item.wish, []).append(one)
+        for group in wishes.values():
+            self._search(lane, [one for one in group if one.item.wanted])
+
+    def _encode(self, encoder: Lane, batch: list[Item]) -> list[Encoded]:
+        """Those that can be; the callers of the others are told."""
         start = _begin(batch)
         try:
             regions = encoder.encode(np.stack([item.pixels for item in batch]))
         except Exception as error:
-            self._one_by_one(batch, error, lambda row: self._caption(lane, encoder, [batch[row]]))
-            return
+            return [one for item in self._one_by_one(batch, error) for one in self._encode(encoder, [item])]
         seconds = time.perf_counter() - start
         self.metrics.stage("encode", seconds)
         for item in batch:
             item.since = start + seconds
-        wishes: dict[Any, list[int]] = {}
-        for row, item in enumerate(batch):
-            wishes.setdefault(item.wish, []).append(row)
-        for rows in wishes.values():
-            self._search(lane, Encoded(regions, batch, seconds), rows)
+        return [Encoded(item, regions, row, seconds) for row, item in enumerate(batch)]
 
-    def _search(self, lane: Lane, encoded: Encoded, rows: list[int]) -> None:
-        """Search for the captions of those pictures at `rows` that are still wanted; all want the same."""
-        rows = [row for row in rows if encoded.batch[row].wanted]
-        if not rows:
+    def _search(self, lane: Lane, group: list[Encoded]) -> None:
+        """Search for the captions of pictures that all want the same, and answer."""
+        if not group:
             return
-        batch = [encoded.batch[row] for row in rows]
+        batch = [one.item for one in group]
         start = _begin(batch)
         try:
-            regions = encoded.regions if len(rows) == len(encoded.batch) else encoded.regions.select(rows)
-            captions = lane.generate(regions, *batch[0].wish)
+            captions = lane.generate(_regions(group), *batch[0].wish)
             _check(captions, batch)
         except Exception as error:
-            self._one_by_one(batch, error, lambda i: self._search(lane, encoded, [rows[i]]))
+            alone = self._one_by_one(batch, error)
+            for one in group:
+                if one.item in alone:
+                    self._search(lane, [one])
             return
-        self._answer(batch, captions, encoded.seconds, time.perf_counter() - start)
-
-    def _one_by_one(self, batch: list[Item], error: Exception, alone: Callable[[int], None]) -> None:
-        """One bad picture must not fail its neighbours: after a failed batch each is tried alone."""
-        if len(batch) > 1:
-            logger.warning("a batch of %d failed and is tried one by one: %r", len(batch), error)
-            for i, item in enumerate(batch):
-                if item.wanted:
-                    alone(i)
-            return
-        logger.error("the engine failed on a picture", exc_info=error)
-        self._post(_fail, batch[0])
-
-    def _answer(self, batch: list[Item], captions: list[list[Caption]], encode: float, generate: float) -> None:
+        seconds = time.perf_counter() - start
         self.metrics.batch_size.observe(len(batch))
-        self.metrics.stage("generate", generate)
-        per_picture = (encode + generate) / len(batch) / len(self.engine.lanes)
+        self.metrics.stage("generate", seconds)
+        per_picture = (sum(one.seconds for one in group) + seconds) / len(batch) / len(self.engine.lanes)
         with self._due:
             self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
-        answers = [Answer(mine, item.waited, encode, generate) for item, mine in zip(batch, captions, strict=True)]
+        answers = [
+            Answer(mine, one.item.waited, one.seconds, seconds) for one, mine in zip(group, captions, strict=True)
+        ]
         self._post(_succeed, batch, answers)
+
+    def _one_by_one(self, batch: list[Item], error: Exception) -> list[Item]:
+        """One bad picture must not fail its neighbours: after a failed batch each is tried alone. Which are."""
+        if len(batch) > 1:
+            logger.warning("a batch of %d failed and is tried one by one: %r", len(batch), error)
+            return [item for item in batch if item.wanted]
+        logger.error("the engine failed on a picture", exc_info=error)
+        self._post(_fail, batch[0])
+        return []
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
         """Let the event loop call `function`; nobody waits for it any more if the loop is closed."""
@@ -311,6 +326,16 @@ def _begin(batch: list[Item]) -> float:
     for item in batch:
         item.waited, item.since = item.waited + now - item.since, now
     return now
+
+
+def _regions(group: list[Encoded]) -> Regions:
+    """The encoded pictures of `group`, in its order."""
+    parts = []
+    for _, together in itertools.groupby(group, lambda one: id(one.regions)):
+        ones = list(together)
+        regions, rows = ones[0].regions, [one.row for one in ones]
+        parts.append(regions if rows == list(range(len(regions))) else regions.select(rows))
+    return parts[0] if len(parts) == 1 else parts[0].join(parts)
 
 
 def _check(captions: list[list[Caption]], batch: list[Item]) -> None:

@@ -88,8 +88,8 @@ def benchmarks_markdown(results: Mapping[str, Any]) -> str:
         parts += [
             "## Where the time goes",
             "The floor is the larger of operations over the processor's measured rate (a large matrix product in the "
-            "fastest format it has) and the weights it reads, as stored, over its measured memory bandwidth, which caches "
-            "may beat.",
+            "fastest format it has) and the weights it reads, as stored, over its measured memory bandwidth, which "
+            "caches may beat.",
             table(["", "minimum, ms", "median, ms", "floor, ms"], rows),
         ]
     titles = {

@@ -18,7 +18,7 @@ from model.caption import Caption
 from model.checkpoint import GRAPHS, Checkpoint, open_checkpoint
 from model.config import SearchConfig
 from model.errors import CheckpointError
-from model.runtime.cpu import cpu_quota
+from model.runtime.cpu import cpu_quota, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
@@ -186,9 +186,7 @@ class OpenVINOEngine(CaptionEngine):
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
         core = self._core = ov.Core()
         self.threads = threads or cpu_quota()
-        # Threads are not tied to cores: whatever else runs on one of them would hold them up.
-        common = {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True, "ENABLE_CPU_PINNING": False}
-        core.set_property("CPU", common)
+        core.set_property("CPU", {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True})
         fast = precision == "auto"
         bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._encoder, self._encoder_precision = _read(core, checkpoint, ENCODER), "bf16" if bf16 else "f32"
@@ -229,6 +227,9 @@ class OpenVINOEngine(CaptionEngine):
 
     def _compile(self, graph: ov.Model, precision: str, threads: int) -> ov.InferRequest:
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        # Threads that have to meet keep to a CPU each where these are ours alone. Else whatever runs on one would
+        # hold them all up.
+        settings["ENABLE_CPU_PINNING"] = own_cpus(threads) is not None
         compiled = self._core.compile_model(graph, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
         return compiled.create_infer_request()
 

@@ -278,7 +278,8 @@ def test_a_failing_search_of_pictures_encoded_one_by_one_is_tried_one_by_one_too
 
     async def test(batcher: Batcher) -> None:
         with batcher.admit(8):
-            work = [batcher.submit(pixels((i * 30, 0, 0)), BEAM, False) for i in range(8)]
+            with batcher._due:  # all of them wait before a lane looks
+                work = await settle(*(batcher.submit(pixels((i * 30, 0, 0)), BEAM, False) for i in range(8)))
             answers = await asyncio.gather(*work)
         assert all(right(a, (i * 30, 0, 0)) for i, a in enumerate(answers))
 
@@ -401,10 +402,31 @@ def test_a_lane_takes_its_share_of_what_waits(batch_size: int, largest: int) -> 
         assert all(right(answer, (i * 20, 0, 0)) for i, answer in enumerate(answers))
 
     run(test, engine, batch_size=batch_size)
-    taken = sorted((size for stage, size in seen if stage == "encode"), reverse=True)
-    assert sum(taken) == 12
-    assert taken[0] == largest
-    assert sorted((size for stage, size in seen if stage == "generate"), reverse=True) == taken
+    assert [size for stage, size in seen if stage == "encode"] == [1] * 12
+    searched = [size for stage, size in seen if stage == "generate"]
+    assert sum(searched) == 12
+    assert max(searched) == largest
+
+
+def test_a_lane_that_is_held_up_leaves_its_share_to_others() -> None:
+    gate = Gate()
+
+    def on_batch(stage: str, size: int) -> None:
+        if threading.current_thread().name == "lane-0":
+            gate(stage, size)
+
+    async def test(batcher: Batcher) -> None:
+        with batcher.admit(9):
+            with batcher._due:  # all of them wait before a lane looks
+                work = await settle(*(batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(9)))
+            await gate.wait()
+            while sum(task.done() for task in work) < 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            gate.open()
+            answers = await asyncio.gather(*work)
+        assert all(right(answer, (i * 20, 0, 0)) for i, answer in enumerate(answers))
+
+    run(test, FakeEngine(on_batch, lanes=2))
 
 
 def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +447,7 @@ def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest
                 more = await settle(*(batcher.submit(pixels((i, 0, 0)), BEAM, False) for i in range(3)))
             for _ in range(2):
                 await gate.wait()
-            gate.open(2)
+            gate.open(3)
             await asyncio.gather(*more)
         assert sorted(stayed) == [("lane-0", [10]), ("lane-1", [11])]
         await free(batcher)
