@@ -1,9 +1,9 @@
 """Many requests share the engine: their pictures are batched, bounded, timed and kept apart.
 
-Each of the engine's lanes has a thread, which takes what waits longest as soon as it is free, and captions it:
-one picture, or on an engine that gains from batches as many as wait. So no lane is idle beside work, a lone
-picture waits for nothing, and batches grow by themselves under load. What the threads share is behind one
-lock; futures belong to the event loop and are set there.
+Each of the engine's lanes has a thread, which takes its share of what waits as soon as it is free, encodes those
+pictures and searches for their captions. So no lane is idle beside work, a lone picture waits for nothing, and
+batches grow by themselves under load. What the threads share is behind one lock; futures belong to the event
+loop and are set there.
 """
 
 from __future__ import annotations
@@ -242,8 +242,8 @@ class Batcher:
     def _caption(self, lane: Lane, encoder: Lane, batch: list[Item], share: int) -> None:
         """Encode these pictures and others up to the lane's share, then search for the captions of them all."""
         encoded = self._encode(encoder, batch)
-        # One by one: a lane that is done sooner takes more of them.
-        while len(encoded) < share:
+        # One by one, where that is as fast: a lane that is done sooner takes more of them.
+        while len(encoded) < share and not self.engine.gains_from_batches:
             with self._due:
                 batch = self._take(1)
             if not batch:
@@ -286,7 +286,9 @@ class Batcher:
         seconds = time.perf_counter() - start
         self.metrics.batch_size.observe(len(batch))
         self.metrics.stage("generate", seconds)
-        per_picture = (sum(one.seconds for one in group) + seconds) / len(batch) / len(self.engine.lanes)
+        per_picture = (
+            (sum(one.seconds / len(one.regions) for one in group) + seconds) / len(batch) / len(self.engine.lanes)
+        )
         with self._due:
             self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
         answers = [

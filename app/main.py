@@ -33,7 +33,8 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = engine or open_engine(settings)
-        loaded.warm_up(sorted({1, len(loaded.lanes)}))  # a lone picture takes another way than several
+        lanes = len(loaded.lanes)
+        loaded.warm_up(sorted({1, lanes, 4 * lanes}))  # a lone picture, one for each lane and several go different ways
         service = CaptionService(settings, loaded, metrics)
         app.state.service = service
         service.start()

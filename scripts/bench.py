@@ -44,10 +44,11 @@ from app.schemas import caption_out  # isort: skip
 import openvino as ov  # isort: skip
 import openvino.opset13 as opset  # isort: skip
 from model.caption import Caption  # isort: skip
-from model.runtime import CaptionEngine, load_engine  # isort: skip
+from model.runtime import CaptionEngine, load_engine, openvino_engine  # isort: skip
 from model.runtime.openvino_engine import OpenVINOLane, OpenVINORegions, OpenVINOStepper  # isort: skip
 from model.search import beam_search  # isort: skip
 
+openvino_engine.MAX_OTHER_SEARCHES = 1000  # all beam sizes are compared as the first that are asked for are served
 PROGRESS = sys.stderr
 MAX_PIXELS = 100_000_000
 OURS = "ours"

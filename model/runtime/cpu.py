@@ -6,9 +6,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+CGROUP = Path("/sys/fs/cgroup")
 
-def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+
+def cpu_quota(cgroup: Path = CGROUP) -> int:
     """CPUs by the container's quota (cgroup v2, then v1) and the affinity mask, not the host's count; at least 1."""
+    return max(1, math.ceil(_cpus(cgroup)))
+
+
+def _cpus(cgroup: Path) -> float:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
@@ -20,15 +26,15 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
             return available
     if quota in ("max", "-1"):
         return available
-    return max(1, min(available, math.ceil(int(quota) / int(period))))
+    return min(available, int(quota) / int(period))
 
 
-def own_cpus(threads: int) -> list[int] | None:
+def own_cpus(threads: int, cgroup: Path = CGROUP) -> list[int] | None:
     """A CPU for each of `threads`, if this process may use exactly as many and all of their time; else None."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     cpus = sorted(os.sched_getaffinity(0))
-    return cpus if 1 < threads == len(cpus) == cpu_quota() else None
+    return cpus if 1 < threads == len(cpus) == _cpus(cgroup) else None
 
 
 def stay_on(cpus: Iterable[int]) -> None:

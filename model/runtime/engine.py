@@ -66,7 +66,7 @@ class CaptionEngine(Lane):
     device: str  # "cpu" or "cuda"
     config: ModelConfig
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
-    gains_from_batches = True  # whether several pictures are captioned faster at once than one after another
+    gains_from_batches = True  # whether several pictures are encoded faster at once than one after another
 
     @property
     def lanes(self) -> Sequence[Lane]:

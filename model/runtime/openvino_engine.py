@@ -32,9 +32,9 @@ from model.vocabulary import START
 ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them.
 EXPLAINING = ("attention", "gates")
-MAX_LANES = 8  # more threads than that share lanes: a lane takes about 35 MB
+MAX_LANES = 8  # more threads than that share lanes: a lane takes about 50 MB
 SEVERAL = 4  # pictures are searched at once: a step reads its weights for all of them
-MAX_SEARCHES = 8  # search graphs of all lanes, for the beam sizes that are asked for first: each takes about 17 MB
+MAX_OTHER_SEARCHES = 8  # search graphs of all lanes for the beam sizes that are asked for first: 17 MB each
 OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
 
 
@@ -146,7 +146,8 @@ class OpenVINOLane(Lane):
         while len(found) < len(regions):
             whole = self._search(len(regions) - len(found), search) if search.strategy == "beam" else None
             if whole is None:
-                return find(OpenVINOStepper(self.step, regions), search)
+                rest = regions.select(range(len(found), len(regions)))
+                return found + find(OpenVINOStepper(self.step, rest), search)
             some = slice(len(found), len(found) + whole.pictures)
             found += whole.find(regions.keys[some], regions.values[some], regions.start[some], search)
         return found
@@ -164,11 +165,16 @@ class OpenVINOLane(Lane):
         return self.engine.compile_decoder(None)
 
     def _search(self, pictures: int, search: SearchConfig) -> BeamSearch | None:
-        """A graph for the whole search of the next few of so many pictures; None if there are enough others already."""
-        room = max(MAX_SEARCHES // len(self.engine.lanes), 1) - len(self._searches)
+        """A graph for the whole search of the next few of so many pictures; None if there are enough others already.
+
+        The checkpoint's own beam size always has its graphs.
+        """
+        K, own = (max(config.beam_size, config.num_captions) for config in (search, self.engine.config.search))
+        others = sum(shape.hypotheses != own for shape in self._searches)
+        room = own == K or others < MAX_OTHER_SEARCHES // len(self.engine.lanes)
         for size in (SEVERAL, 1) if pictures > SEVERAL / 2 else (1,):
-            shape = Shape(size, max(search.beam_size, search.num_captions), search.block_ngram)
-            if shape not in self._searches and room > 0:
+            shape = Shape(size, K, search.block_ngram)
+            if shape not in self._searches and room:
                 self._searches[shape] = BeamSearch(self.engine.compile_decoder(shape), shape)
             if shape in self._searches:
                 return self._searches[shape]
@@ -179,7 +185,7 @@ class OpenVINOEngine(CaptionEngine):
     """Runs a checkpoint's graphs with OpenVINO."""
 
     name, device = "openvino", "cpu"
-    gains_from_batches = False  # its graphs take one picture: known shapes plan better than batches gain
+    gains_from_batches = False  # its encoder takes one picture: a known shape plans better than batches gain
 
     def __init__(self, folder: Path, threads: int = 0, precision: Precision = "auto") -> None:
         checkpoint = open_checkpoint(folder)

@@ -397,6 +397,8 @@ def test_a_lane_takes_its_share_of_what_waits(batch_size: int, largest: int) -> 
             with batcher._due:  # all of them wait before a lane looks
                 work = [batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(12)]
                 work = await settle(*work)
+            for _ in range(3):
+                await gate.wait()  # each has its share
             gate.open()
             answers = await asyncio.gather(*work)
         assert all(right(answer, (i * 20, 0, 0)) for i, answer in enumerate(answers))
@@ -409,11 +411,14 @@ def test_a_lane_takes_its_share_of_what_waits(batch_size: int, largest: int) -> 
 
 
 def test_a_lane_that_is_held_up_leaves_its_share_to_others() -> None:
-    gate = Gate()
+    gate, held_up = Gate(), threading.Event()
 
     def on_batch(stage: str, size: int) -> None:
         if threading.current_thread().name == "lane-0":
+            held_up.set()
             gate(stage, size)
+        else:
+            assert held_up.wait(60)
 
     async def test(batcher: Batcher) -> None:
         with batcher.admit(9):

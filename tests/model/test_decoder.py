@@ -249,3 +249,17 @@ def test_every_parameter_learns() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ConfigError, match="hidden_size 10 is not a multiple of attention_heads 4"):
         Decoder(DecoderConfig(hidden_size=10, attention_heads=4), 3, 4, 9)
+
+
+@every_cell
+def test_a_word_looked_up_as_layer_1_sees_it_gives_the_same_step(cell: str) -> None:
+    made = decoder(cell=cell)
+    of = made.memory(torch.randn(2, 5, 6))
+    words = torch.tensor([[START, 7, 8], [5, 9, 4]])
+    state = torch.randn(2, 3, made.state_size)
+    projected = made.projected_words()
+    assert projected is not None
+    assert projected.shape == (12, made.layer1.chunks * 16)
+    for looked_up, computed in zip(made.step(of, words, state, projected), made.step(of, words, state), strict=True):
+        torch.testing.assert_close(looked_up, computed)
+    assert decoder(cell=cell, feed_attention=True).projected_words() is None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from model.runtime import cpu
 from model.runtime.cpu import cpu_quota, own_cpus, stay_on
 
 
@@ -53,19 +52,25 @@ def test_here_it_is_at_least_one() -> None:
 
 @pytest.mark.parametrize(
     ("threads", "quota", "expected"),
-    [(8, 8, list(range(8))), (2, 8, None), (9, 8, None), (8, 2, None), (2, 2, None)],
+    [
+        (8, "max", list(range(8))),
+        (8, "800000", list(range(8))),
+        (8, "750000", None),  # they are somebody else's for a part of the time
+        (2, "max", None),
+        (9, "max", None),
+        (2, "200000", None),
+    ],
 )
 def test_threads_get_a_cpu_each_only_where_they_are_as_many_as_this_process_has_to_itself(
-    threads: int, quota: int, expected: list[int] | None, monkeypatch: pytest.MonkeyPatch
+    threads: int, quota: str, expected: list[int] | None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
-    assert own_cpus(threads) == expected
+    (tmp_path / "cpu.max").write_text(f"{quota} 100000")
+    assert own_cpus(threads, tmp_path) == expected
 
 
-def test_a_single_thread_may_run_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_thread_may_run_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
-    monkeypatch.setattr(cpu, "cpu_quota", lambda: 1)
-    assert own_cpus(1) is None
+    assert own_cpus(1, tmp_path) is None
 
 
 def test_only_the_calling_thread_stays_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from model.checkpoint import CONFIG, digest, open_checkpoint, save_captioner
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.runtime.engine import Lane, Precision, load_engine
-from model.runtime.openvino_engine import MAX_SEARCHES, SEVERAL, OpenVINOEngine, OpenVINOLane, OpenVINOStepper
+from model.runtime.openvino_engine import MAX_OTHER_SEARCHES, SEVERAL, OpenVINOEngine, OpenVINOLane, OpenVINOStepper
 from model.search import beam_search
 from tests.model.tiny import captioner, pictures
 from tests.training.shapes import draw_pair
@@ -135,6 +135,16 @@ def test_the_graph_searches_as_the_definition_does(search: SearchConfig, checkpo
     assert len({mine[0].words for mine in found}) > (3 if search.max_length > 1 else 0)
 
 
+def test_the_searches_compared_block_something(checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=1, precision="f32")
+    pixels = pictures(43, seed=3)
+    texts = []
+    for n in range(4):
+        found = engine.caption(pixels, SearchConfig(beam_size=3, block_ngram=n, length_penalty=0.0))
+        texts.append(tuple(mine[0].text for mine in found))
+    assert len(set(texts)) == 4
+
+
 @with_embedded
 def test_the_embedded_model_searches_as_the_definition_does() -> None:
     engine = load_engine(EMBEDDED, "cpu", "openvino", threads=1, precision="f32")
@@ -147,15 +157,27 @@ def test_the_embedded_model_searches_as_the_definition_does() -> None:
         assert [[h.words for h in mine] for mine in found] == [[h.words for h in mine] for mine in expected]
 
 
-def test_few_beam_sizes_have_a_graph_and_the_others_are_searched_all_the_same(checkpoint: Path) -> None:
+def test_few_other_beam_sizes_have_a_graph_and_all_are_searched(checkpoint: Path) -> None:
     engine = load_engine(checkpoint, "cpu", "openvino", threads=2, precision="f32")
     assert isinstance(engine, OpenVINOEngine)
-    lane, regions = engine.lanes[0], engine.encode(pictures(2))
-    for beam_size in range(1, 8):
+    lane, regions, own = engine.lanes[0], engine.encode(pictures(2)), engine.config.search.beam_size
+    for beam_size in (1, 2, 3, 4, 5, 6, 7):
         search = SearchConfig(beam_size=beam_size)
         expected = beam_search(OpenVINOStepper(lane.step, regions), search)
         assert [mine[0].words for mine in lane.find(regions, search)] == [mine[0].words for mine in expected]
-        assert len(lane._searches) == min(beam_size, MAX_SEARCHES // 2)
+    others = [beam_size for beam_size in range(1, 8) if beam_size != own]
+    assert {shape.hypotheses for shape in lane._searches} == {own, *others[: MAX_OTHER_SEARCHES // 2]}
+
+
+def test_pictures_left_over_are_searched_without_a_graph(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.runtime.openvino_engine.MAX_OTHER_SEARCHES", 1)
+    engine = load_engine(checkpoint, "cpu", "openvino", threads=1, precision="f32")
+    assert isinstance(engine, OpenVINOEngine)
+    [lane], regions, search = engine.lanes, engine.encode(pictures(5)), SearchConfig(beam_size=2)
+    assert search.beam_size != engine.config.search.beam_size
+    expected = beam_search(OpenVINOStepper(lane.step, regions), search)
+    assert [mine[0].words for mine in lane.find(regions, search)] == [mine[0].words for mine in expected]
+    assert [shape.pictures for shape in lane._searches] == [SEVERAL]
 
 
 def test_sampling_needs_no_search_graph(checkpoint: Path) -> None:
