@@ -33,8 +33,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = engine or open_engine(settings)
-        lanes = len(loaded.lanes)
-        loaded.warm_up(sorted({1, lanes, 4 * lanes}))  # a lone picture, one for each lane and several go different ways
+        loaded.warm_up()
         service = CaptionService(settings, loaded, metrics)
         app.state.service = service
         service.start()

@@ -33,8 +33,8 @@ class Candidates(NamedTuple):
 class Stepper(Protocol):
     """A decoder that remembers its own state for B pictures with K hypotheses each.
 
-    Both kinds of step take words (B, K), the last word of each hypothesis, and parents (B, K), for
-    each the index of the hypothesis of the step before that it extends; None at the first step.
+    A step takes words (B, K), the last word of each hypothesis, and parents (B, K), for each the index
+    of the hypothesis of the step before that it extends; None at the first step.
     """
 
     batch: int  # B
@@ -44,11 +44,6 @@ class Stepper(Protocol):
 
     def step(self, words: Array, parents: Array | None) -> Array:
         """Log-probabilities (B, K, V) of the next word, in an array that the search may write into."""
-
-    def candidates(
-        self, words: Array, parents: Array | None, scores: Array, forbidden: Array | None, count: int
-    ) -> Candidates:
-        """A step, and the `count` best hypotheses it leads to (see `best_candidates`)."""
 
     def keep(self, rows: Array) -> None:
         """Go on with the pictures at `rows` alone, in that order."""
@@ -112,10 +107,8 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     At `max_length` words only the end may follow, at its true probability, so every caption is a
     whole sequence of the model. Finished pictures leave the batch.
     """
-    K = max(config.beam_size, config.num_captions)
-    # Each live hypothesis has one ending, so the best 2K hold K that go on. Greedy search takes the
-    # best and nothing else: a second-best ending would compete with the caption that went on.
-    C = 2 * K if K > 1 else 1
+    K = live_hypotheses(config)
+    C = considered(K)
     T = config.max_length + 1
     words = stepper.start(K)
     xp = array_api_compat.array_namespace(words)
@@ -134,7 +127,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
 
     for t in range(T):
         forbidden = _forbidden(xp, history, t, config)
-        best = stepper.candidates(words, parent, scores, forbidden, C)
+        best = best_candidates(stepper.step(words, parent), scores, forbidden, C)
         ended = best.words == END
         length = float(t + 1) ** config.length_penalty
         # On a GPU asking whether any ended would cost more than the work it saves.
@@ -175,6 +168,20 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     assert done is not None
     found.append((places, done))
     return _collect(found, stepper.batch, config.num_captions)
+
+
+def live_hypotheses(config: SearchConfig) -> int:
+    """K, how many hypotheses a beam search keeps alive: as many captions need as many."""
+    return max(config.beam_size, config.num_captions)
+
+
+def considered(K: int) -> int:
+    """C, how many ways to go on a step of a beam search looks at.
+
+    Each live hypothesis has one ending, so the best 2K hold K that go on. Greedy search takes the
+    best and nothing else: a second-best ending would compete with the caption that went on.
+    """
+    return 2 * K if K > 1 else 1
 
 
 def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]]:
@@ -338,4 +345,4 @@ def _collect(found: list[tuple[Array, Done]], batch: int, count: int) -> list[li
     return collected
 
 
-__all__ = ["Candidates", "Hypothesis", "Stepper", "beam_search", "best_candidates", "sample", "search"]
+__all__ = ["Hypothesis", "Stepper", "beam_search", "considered", "live_hypotheses", "sample", "search"]

@@ -19,7 +19,7 @@ from model.config import SearchConfig
 from model.decoder import Memory
 from model.errors import CheckpointError
 from model.runtime.torch_engine import TorchStepper
-from model.search import Candidates, Stepper, best_candidates
+from model.search import Stepper
 from model.vocabulary import PAD
 from training import engine, features
 from training.augment import AugmentConfig
@@ -41,12 +41,6 @@ class EnsembleStepper:
     def step(self, words: Tensor, parents: Tensor | None) -> Tensor:
         """Log of the members' mean probabilities, (B, K, V)."""
         return mean([member.step(words, parents) for member in self.members])
-
-    def candidates(
-        self, words: Tensor, parents: Tensor | None, scores: Tensor, forbidden: Tensor | None, count: int
-    ) -> Candidates:
-        """A step, and the `count` best hypotheses it leads to."""
-        return best_candidates(self.step(words, parents), scores, forbidden, count)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with the pictures at `rows` alone."""

@@ -83,10 +83,15 @@ class CaptionEngine(Lane):
         """`encode`, then `generate`."""
         return self.generate(self.encode(pixels), search, explain)
 
-    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+    @property
+    def ways(self) -> Sequence[int]:
+        """Batch sizes that go different ways through the engine."""
+        return (1,)
+
+    def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
         """Run blank pictures through once, so that the first real one is not slower."""
         size = self.config.preprocess.size
-        for batch in batch_sizes:
+        for batch in batch_sizes or self.ways:
             self.caption(np.zeros((batch, size, size, 3), np.uint8))
 
 

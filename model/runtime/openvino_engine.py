@@ -22,7 +22,7 @@ from model.runtime.cpu import cpu_quota, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import Candidates, Hypothesis, best_candidates
+from model.search import Hypothesis, live_hypotheses
 from model.search import search as find
 from model.vocabulary import START
 
@@ -84,17 +84,6 @@ class OpenVINOStepper:
         self._request.infer(share_outputs=True)
         self._state = self.output("state_out")
         return self.output("log_probabilities")
-
-    def candidates(
-        self,
-        words: NDArray[np.int64],
-        parents: NDArray[np.int64] | None,
-        scores: NDArray[np.float32],
-        forbidden: NDArray[np.int64] | None,
-        count: int,
-    ) -> Candidates:
-        """A step, and the `count` best hypotheses it leads to."""
-        return best_candidates(self.step(words, parents), scores, forbidden, count)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Go on with the pictures at `rows` alone."""
@@ -169,7 +158,7 @@ class OpenVINOLane(Lane):
 
         The checkpoint's own beam size always has its graphs.
         """
-        K, own = (max(config.beam_size, config.num_captions) for config in (search, self.engine.config.search))
+        K, own = live_hypotheses(search), live_hypotheses(self.engine.config.search)
         others = sum(shape.hypotheses != own for shape in self._searches)
         room = own == K or others < MAX_OTHER_SEARCHES // len(self.engine.lanes)
         for size in (SEVERAL, 1) if pictures > SEVERAL / 2 else (1,):
@@ -216,6 +205,11 @@ class OpenVINOEngine(CaptionEngine):
     @property
     def lanes(self) -> tuple[OpenVINOLane, ...]:
         return self._lanes
+
+    @property
+    def ways(self) -> Sequence[int]:
+        """A lone picture, one for each lane, and several for each."""
+        return sorted({1, len(self.lanes), SEVERAL * len(self.lanes)})
 
     @cached_property
     def encoder(self) -> ov.InferRequest:

@@ -15,7 +15,7 @@ import openvino.opset13 as op
 from numpy.typing import NDArray
 
 from model.config import MAX_LENGTH, SearchConfig
-from model.search import Hypothesis
+from model.search import Hypothesis, considered
 from model.vocabulary import END, PAD, START, UNKNOWN
 
 # Of each hypothesis: its words, exact in float32, and their log-probabilities, (2, T).
@@ -123,11 +123,6 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     for result, name in zip(found, ("scores", "captions"), strict=True):
         result.output(0).get_tensor().set_names({name})
     return ov.Model(found, [start, *outside.values()], "search")
-
-
-def considered(hypotheses: int) -> int:
-    """How many ways to go on a step looks at, as `model.search.beam_search` explains."""
-    return 2 * hypotheses if hypotheses > 1 else 1
 
 
 class BeamSearch:

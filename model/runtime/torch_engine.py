@@ -19,7 +19,6 @@ from model.errors import EngineUnavailable
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Device, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import Candidates, best_candidates
 from model.search import search as find
 from model.vocabulary import START
 
@@ -47,12 +46,6 @@ class TorchStepper:
         out = self.decoder.step(self.memory, words, self.state)
         self.state = out.state
         return self.decoder.log_probabilities(out.logits.float(), self.temperature)
-
-    def candidates(
-        self, words: Tensor, parents: Tensor | None, scores: Tensor, forbidden: Tensor | None, count: int
-    ) -> Candidates:
-        """A step, and the `count` best hypotheses it leads to."""
-        return best_candidates(self.step(words, parents), scores, forbidden, count)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with the pictures at `rows` alone."""

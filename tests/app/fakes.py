@@ -76,7 +76,7 @@ class FakeEngine(CaptionEngine):
     def lanes(self) -> Sequence[Lane]:
         return self._lanes
 
-    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+    def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
         """Nothing to warm."""
 
     def encode(self, pixels: NDArray[np.uint8]) -> FakeRegions:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.config import SearchConfig
-from model.search import Candidates, Hypothesis, beam_search, best_candidates, sample, search
+from model.search import Hypothesis, beam_search, sample, search
 from model.vocabulary import END, SPECIAL, START
 
 Words = tuple[int, ...]
@@ -58,9 +58,6 @@ class Model:
             before = np.take_along_axis(self.states, np.asarray(parents), axis=1)
             self.states = (before * 31 + words) % 997
         return self._as(self.log_probs[self.rows[:, None], self.states])
-
-    def candidates(self, words: Any, parents: Any, scores: Any, forbidden: Any, count: int) -> Candidates:
-        return best_candidates(self.step(words, parents), scores, forbidden, count)
 
     def keep(self, rows: Any) -> None:
         rows = np.asarray(rows)
