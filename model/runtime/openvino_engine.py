@@ -175,6 +175,7 @@ class OpenVINOEngine(CaptionEngine):
 
     name, device = "openvino", "cpu"
     gains_from_batches = False  # its encoder takes one picture: a known shape plans better than batches gain
+    searched_at_once = SEVERAL
 
     def __init__(self, folder: Path, threads: int = 0, precision: Precision = "auto") -> None:
         checkpoint = open_checkpoint(folder)

@@ -387,10 +387,12 @@ def test_lanes_work_side_by_side() -> None:
     run(test, FakeEngine(gate, lanes=3))
 
 
-@pytest.mark.parametrize(("batch_size", "largest"), [(16, 4), (3, 3)])
-def test_a_lane_takes_its_share_of_what_waits(batch_size: int, largest: int) -> None:
+@pytest.mark.parametrize(("batch_size", "at_once", "largest"), [(16, 1, 4), (3, 1, 3), (16, 3, 3), (16, 5, 4)])
+def test_a_lane_takes_its_share_of_what_waits(batch_size: int, at_once: int, largest: int) -> None:
+    """All of it, up to the size of a batch; of more than are searched at once, whole searches."""
     gate, seen = Gate(), []
     engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0], lanes=3)
+    engine.searched_at_once = at_once
 
     async def test(batcher: Batcher) -> None:
         with batcher.admit(12):

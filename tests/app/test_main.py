@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import gc
+
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from tests.app.fakes import FakeEngine
+
+
+def test_what_start_up_made_is_spared_the_garbage_collector_while_the_service_runs() -> None:
+    before = gc.get_freeze_count()
+    with TestClient(create_app(engine=FakeEngine())) as client:
+        assert client.get("/health/ready").status_code == 200
+        assert gc.get_freeze_count() > before + 10_000
+    assert gc.get_freeze_count() <= before
