@@ -24,14 +24,17 @@ class Captioner(nn.Module):
         size = config.preprocess.size
         self.grid = _grid(self.encoder, size)
         self.decoder = Decoder(config.decoder, self.encoder.channels, self.grid[0] * self.grid[1], len(vocabulary))
-        self.register_buffer("mean", torch.tensor(config.preprocess.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.preprocess.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.preprocess.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(config.preprocess.std), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 -> (B, 3, S, S), the encoder's input."""
-        return (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        # Row by row, because three numbers are too few to compute with at once.
+        S = pixels.shape[2]
+        rows = (pixels.flatten(2).to(self.mean.dtype) - self.mean.repeat(S)) / self.std.repeat(S)
+        return rows.view_as(pixels).permute(0, 3, 1, 2)
 
     def encode(self, pixels: Tensor) -> Memory:
         """(B, S, S, 3) uint8 pictures -> what the decoder needs of them."""

@@ -40,6 +40,18 @@ class Memory(NamedTuple):
     start: Tensor
 
 
+class Prepared(NamedTuple):
+    """What does not change from step to step, for those who take many: each then has two products less.
+
+    words: (V, chunks * H), each word's vector as layer 1 sees it. asking, asking_bias: (A or 3A, H) and (A or 3A),
+    what gives the query and, with a sentinel, its key and value.
+    """
+
+    words: Tensor
+    asking: Tensor
+    asking_bias: Tensor
+
+
 class StepOutput(NamedTuple):
     """One decoding step for B pictures with K captions each.
 
@@ -132,27 +144,31 @@ class Decoder(nn.Module):
         start = memory.start[:, None].expand(-1, beams, -1)
         return F.pad(start, (0, self.state_size - start.shape[-1]))  # layer 2 starts from zeros
 
-    def projected_words(self) -> Tensor | None:
-        """(V, chunks * H): each word's vector as layer 1 sees it, `layer1.project`; None where that reads more."""
-        return None if self.config.feed_attention else self.layer1.project(self.embedding.weight)
+    def prepare(self) -> Prepared | None:
+        """What `step` need not compute again; None with `feed_attention`, where layer 1 reads more than words."""
+        if self.config.feed_attention:
+            return None
+        asking = [self.query] if self.sentinel is None else [self.query, self.sentinel]
+        return Prepared(
+            self.layer1.project(self.embedding.weight),
+            torch.cat([part.weight for part in asking]),
+            torch.cat([part.bias for part in asking]),
+        )
 
-    def step(self, memory: Memory, words: Tensor, state: Tensor, projected: Tensor | None = None) -> StepOutput:
-        """One step: the last words (B, K) and the packed state (B, K, S) -> the next.
-
-        projected: what `projected_words` gives, for those who take many steps: it saves a product in each.
-        """
+    def step(self, memory: Memory, words: Tensor, state: Tensor, prepared: Prepared | None = None) -> StepOutput:
+        """One step: the last words (B, K) and the packed state (B, K, S) -> the next."""
         B, K = words.shape
         parts = state.view(B * K, -1).chunk(self.config.layers * self.layer1.states, -1)
-        if projected is None:
+        if prepared is None:
             x = self.embedding(words).view(B * K, -1)
             if self.config.feed_attention:
                 before, _ = self._attend(parts[self.layer1.states - 1].view(B, K, -1), memory)
                 x = torch.cat([x, before.view(B * K, -1)], -1)
             x = self.layer1.project(x)
         else:
-            x = F.embedding(words, projected).view(B * K, -1)
+            x = F.embedding(words, prepared.words).view(B * K, -1)
         steps = [self.layer1.advance(x, parts[: self.layer1.states])]
-        context, attention = self._attend(steps[0].hidden.view(B, K, -1), memory)
+        context, attention = self._attend(steps[0].hidden.view(B, K, -1), memory, prepared)
         context = context.view(B * K, -1)
         if self.layer2 is not None:
             x2 = torch.cat([steps[0].hidden, context], -1)
@@ -170,24 +186,35 @@ class Decoder(nn.Module):
         """Logits (..., V) -> log-probabilities of what may be said: pad, start and unknown get -1e4."""
         return (logits / temperature + self.never).log_softmax(-1)
 
-    def _attend(self, h: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def _attend(self, h: Tensor, memory: Memory, prepared: Prepared | None = None) -> tuple[Tensor, Tensor]:
         """Scaled dot-product attention (Vaswani et al. 2017) over regions: h (B, Q, H) -> (B, Q, A), (B, Q, L + 1)."""
         B, Q, _ = h.shape
-        q = self._split(self.query(h))  # (B, heads, Q, A / heads)
+        q, *own = self._ask(h, prepared)  # (B, heads, Q, A / heads)
+        q = q * q.shape[-1] ** -0.5
         k, v = self._split(memory.keys), self._split(memory.values)  # (B, heads, L, A / heads)
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, heads, Q, L)
-        if self.sentinel is None:
+        scores = q @ k.transpose(-2, -1)  # (B, heads, Q, L)
+        if not own:
             weights = scores.softmax(-1)
             context = weights @ v
             attention = F.pad(weights.mean(1), (0, 1))
         else:
             # Adaptive attention (Lu et al. 2017): what layer 1 remembers competes with the regions.
-            k_s, v_s = (self._split(part) for part in self.sentinel(h).chunk(2, -1))  # (B, heads, Q, A / heads)
-            own = (q * k_s).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
-            weights = torch.cat([scores, own], -1).softmax(-1)
+            k_s, v_s = own
+            weights = torch.cat([scores, (q * k_s).sum(-1, keepdim=True)], -1).softmax(-1)
             context = weights[..., :-1] @ v + weights[..., -1:] * v_s
             attention = weights.mean(1)
         return context.transpose(1, 2).reshape(B, Q, -1), attention
+
+    def _ask(self, h: Tensor, prepared: Prepared | None) -> list[Tensor]:
+        """h (B, Q, H) -> the query and, with a sentinel, its key and value, each (B, heads, Q, A / heads)."""
+        A = self.config.hidden_size
+        if prepared is not None:
+            asked = F.linear(h, prepared.asking, prepared.asking_bias).split(A, -1)
+        elif self.sentinel is None:
+            asked = (self.query(h),)
+        else:
+            asked = (self.query(h), *self.sentinel(h).split(A, -1))
+        return [self._split(part) for part in asked]
 
     def _feed(self, x: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor]:
         """Layer 1 with attention feeding: word vectors (B * N, T, E) -> hidden states and contexts (B * N, T, H or A).

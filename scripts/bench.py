@@ -66,7 +66,7 @@ class Budget:
     """How much is measured."""
 
     rounds: int
-    requests: int  # a round at one client; four times as many at 16 clients
+    requests: int  # of each client a round
     starts: int
     soak: int
     agreement: int  # pictures
@@ -395,7 +395,8 @@ class Bench:
             "litserve-torch": "LitServe + the same torch model",
             "litserve-ours": "LitServe + this engine",
         }
-        one, many = self.budget.requests, 16 * max(1, self.budget.requests // 3)
+        # As many for each of the 16: with fewer, most of a round would be its beginning and its end.
+        one, many = self.budget.requests, 16 * self.budget.requests
         with ExitStack() as stack:
             servers = {}
             for name, command in commands.items():
@@ -697,8 +698,8 @@ def operations(engine: CaptionEngine) -> tuple[float, float, int]:
     for hook in hooks:
         hook.remove()
     decoder = captioner.decoder
-    words = decoder.projected_words()
-    looked_up = 0 if words is None else words.numel()
+    prepared = decoder.prepare()
+    looked_up = 0 if prepared is None else prepared.words.numel()
     return total, 2.0 * sum(parameter.numel() for parameter in decoder.parameters()), looked_up
 
 

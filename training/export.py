@@ -64,16 +64,15 @@ class StepGraph(nn.Module):
     """One decoding step for B pictures with K hypotheses each.
 
     parents (B, K) name the hypothesis of the step before that each extends: the states are gathered
-    inside the graph, and beams of a picture share its keys and values. `fast` looks up what layer 1 makes
-    of a word's vector instead of computing it: a larger graph that reads less of itself in a step.
+    inside the graph, and beams of a picture share its keys and values. `fast` prepares the decoder: a larger
+    graph that reads less of itself in a step.
     """
 
     def __init__(self, decoder: Decoder, temperature: float, fast: bool = False) -> None:
         super().__init__()
         self.decoder, self.temperature = decoder, temperature
         with torch.no_grad():
-            self.register_buffer("projected", decoder.projected_words() if fast else None)
-        self.projected: Tensor | None
+            self.prepared = decoder.prepare() if fast else None
 
     def forward(
         self, keys: Tensor, values: Tensor, words: Tensor, parents: Tensor, state: Tensor
@@ -82,7 +81,7 @@ class StepGraph(nn.Module):
         row = torch.arange(B)[:, None] * state.shape[1] + parents  # of each hypothesis before among all B * K
         state = state.flatten(0, 1).index_select(0, row.flatten()).view(B, K, -1)
         # The decoder splits them again, so OpenVINO drops both turns.
-        out = self.decoder.step(join(keys, values, keys), words, state, self.projected)
+        out = self.decoder.step(join(keys, values, keys), words, state, self.prepared)
         log_probabilities = self.decoder.log_probabilities(out.logits, self.temperature)
         return log_probabilities, out.state, out.attention, out.gates
 

@@ -252,14 +252,16 @@ def test_heads_must_divide_the_width() -> None:
 
 
 @every_cell
-def test_a_word_looked_up_as_layer_1_sees_it_gives_the_same_step(cell: str) -> None:
-    made = decoder(cell=cell)
+@with_and_without_sentinel
+def test_a_prepared_step_is_the_same_step(cell: str, sentinel: bool) -> None:
+    made = decoder(cell=cell, sentinel=sentinel)
     of = made.memory(torch.randn(2, 5, 6))
     words = torch.tensor([[START, 7, 8], [5, 9, 4]])
     state = torch.randn(2, 3, made.state_size)
-    projected = made.projected_words()
-    assert projected is not None
-    assert projected.shape == (12, made.layer1.chunks * 16)
-    for looked_up, computed in zip(made.step(of, words, state, projected), made.step(of, words, state), strict=True):
-        torch.testing.assert_close(looked_up, computed)
-    assert decoder(cell=cell, feed_attention=True).projected_words() is None
+    prepared = made.prepare()
+    assert prepared is not None
+    assert prepared.words.shape == (12, made.layer1.chunks * 16)
+    assert prepared.asking.shape == (48 if sentinel else 16, 16)
+    for ready, computed in zip(made.step(of, words, state, prepared), made.step(of, words, state), strict=True):
+        torch.testing.assert_close(ready, computed)
+    assert decoder(cell=cell, feed_attention=True).prepare() is None
