@@ -205,7 +205,7 @@ class Batcher:
             while True:
                 self._company()
                 share = min(math.ceil(self._waiting / len(self.engine.lanes)), self.batch_size)
-                if share > self.engine.searched_at_once:  # whole searches: a fifth picture costs as much as four
+                if share > self.engine.searched_at_once:  # whole searches: what is left over is searched for apart
                     share -= share % self.engine.searched_at_once
                 if batch := self._take(share if self.engine.gains_from_batches else 1):
                     break

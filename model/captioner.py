@@ -31,7 +31,7 @@ class Captioner(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 -> (B, 3, S, S), the encoder's input."""
-        # Row by row, because three numbers are too few to compute with at once.
+        # Row by row, because three channels are too few for vector instructions.
         S = pixels.shape[2]
         rows = (pixels.flatten(2).to(self.mean.dtype) - self.mean.repeat(S)) / self.std.repeat(S)
         return rows.view_as(pixels).permute(0, 3, 1, 2)

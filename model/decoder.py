@@ -41,15 +41,15 @@ class Memory(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What does not change from step to step, for those who take many: each then has two products less.
+    """What does not change from step to step: for graphs, which saves them layer 1's first product in each.
 
-    words: (V, chunks * H), each word's vector as layer 1 sees it. asking, asking_bias: (A or 3A, H) and (A or 3A),
-    what gives the query and, with a sentinel, its key and value.
+    words: (V, chunks * H), each word's vector as layer 1 sees it.
+    query_weight, query_bias: (A or 3A, H) and (A or 3A), the query's and a sentinel's, so that one product gives both.
     """
 
     words: Tensor
-    asking: Tensor
-    asking_bias: Tensor
+    query_weight: Tensor
+    query_bias: Tensor
 
 
 class StepOutput(NamedTuple):
@@ -148,11 +148,11 @@ class Decoder(nn.Module):
         """What `step` need not compute again; None with `feed_attention`, where layer 1 reads more than words."""
         if self.config.feed_attention:
             return None
-        asking = [self.query] if self.sentinel is None else [self.query, self.sentinel]
+        queries = [self.query] if self.sentinel is None else [self.query, self.sentinel]
         return Prepared(
             self.layer1.project(self.embedding.weight),
-            torch.cat([part.weight for part in asking]),
-            torch.cat([part.bias for part in asking]),
+            torch.cat([part.weight for part in queries]),
+            torch.cat([part.bias for part in queries]),
         )
 
     def step(self, memory: Memory, words: Tensor, state: Tensor, prepared: Prepared | None = None) -> StepOutput:
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
     def _attend(self, h: Tensor, memory: Memory, prepared: Prepared | None = None) -> tuple[Tensor, Tensor]:
         """Scaled dot-product attention (Vaswani et al. 2017) over regions: h (B, Q, H) -> (B, Q, A), (B, Q, L + 1)."""
         B, Q, _ = h.shape
-        q, *own = self._ask(h, prepared)  # (B, heads, Q, A / heads)
+        q, *own = self._queries(h, prepared)  # (B, heads, Q, A / heads)
         q = q * q.shape[-1] ** -0.5
         k, v = self._split(memory.keys), self._split(memory.values)  # (B, heads, L, A / heads)
         scores = q @ k.transpose(-2, -1)  # (B, heads, Q, L)
@@ -205,16 +205,16 @@ class Decoder(nn.Module):
             attention = weights.mean(1)
         return context.transpose(1, 2).reshape(B, Q, -1), attention
 
-    def _ask(self, h: Tensor, prepared: Prepared | None) -> list[Tensor]:
+    def _queries(self, h: Tensor, prepared: Prepared | None) -> list[Tensor]:
         """h (B, Q, H) -> the query and, with a sentinel, its key and value, each (B, heads, Q, A / heads)."""
         A = self.config.hidden_size
         if prepared is not None:
-            asked = F.linear(h, prepared.asking, prepared.asking_bias).split(A, -1)
+            parts = F.linear(h, prepared.query_weight, prepared.query_bias).split(A, -1)
         elif self.sentinel is None:
-            asked = (self.query(h),)
+            parts = (self.query(h),)
         else:
-            asked = (self.query(h), *self.sentinel(h).split(A, -1))
-        return [self._split(part) for part in asked]
+            parts = (self.query(h), *self.sentinel(h).split(A, -1))
+        return [self._split(part) for part in parts]
 
     def _feed(self, x: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor]:
         """Layer 1 with attention feeding: word vectors (B * N, T, E) -> hidden states and contexts (B * N, T, H or A).

@@ -64,7 +64,8 @@ def benchmarks_markdown(results: Mapping[str, Any]) -> str:
         f"{packages}. Model {results['model']}; pictures: {results['pictures']}; {results['tokens']} tokens a caption, "
         f"beam {results['beam']}.\n\n"
         "Contenders take turns within every round; *times ours* is the median over rounds of theirs to ours in the "
-        "same round, which other load on the machine disturbs least. CPU time is that of all threads and processes.",
+        "same round, which other load on the machine disturbs least. CPU time is that of all threads and processes. "
+        "A turn of an engine or a server is a few pictures, after one that does not count.",
     ]
     if "engines" in results:
         parts += ["## One picture, engine alone", contenders(results["engines"])]

@@ -261,7 +261,7 @@ def test_a_prepared_step_is_the_same_step(cell: str, sentinel: bool) -> None:
     prepared = made.prepare()
     assert prepared is not None
     assert prepared.words.shape == (12, made.layer1.chunks * 16)
-    assert prepared.asking.shape == (48 if sentinel else 16, 16)
+    assert prepared.query_weight.shape == (48 if sentinel else 16, 16)
     for ready, computed in zip(made.step(of, words, state, prepared), made.step(of, words, state), strict=True):
         torch.testing.assert_close(ready, computed)
     assert decoder(cell=cell, feed_attention=True).prepare() is None

@@ -126,6 +126,7 @@ def test_the_graph_searches_as_the_definition_does(search: SearchConfig, checkpo
     found = lane.find(regions, search)
     found[:2] = lane.find(regions.select([0]), search) + lane.find(regions.select([1]), search)
     assert {shape.pictures for shape in lane._searches} == {1, SEVERAL}
+    assert engine.searched_at_once == SEVERAL
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
         assert [h.words for h in mine] == [h.words for h in theirs]
