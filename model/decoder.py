@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What does not change from step to step: for graphs, which saves them layer 1's first product in each.
+    """What is the same at every step, for exported graphs, which then compute it at none.
 
     words: (V, chunks * H), each word's vector as layer 1 sees it.
     query_weight, query_bias: (A or 3A, H) and (A or 3A), the query's and a sentinel's, so that one product gives both.

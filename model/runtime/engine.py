@@ -67,7 +67,7 @@ class CaptionEngine(Lane):
     config: ModelConfig
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
     gains_from_batches = True  # whether several pictures are encoded faster at once than one after another
-    searched_at_once = 1  # pictures that a lane's search takes together; what is left over is searched for apart
+    searched_at_once = 1  # a lane's larger share is best a multiple of it; 1 where any number is searched for together
 
     @property
     def lanes(self) -> Sequence[Lane]:
