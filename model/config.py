@@ -119,6 +119,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(type(value) is type(one) and value == one for one in arguments)  # true is no 1
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if get_origin(hint) is Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(key, arguments[0]) and _fits(one, arguments[1]) for key, one in value.items()
+        )
     if arguments:  # int | None
         return any(_fits(value, argument) for argument in arguments)
     if hint in (int, float) and isinstance(value, bool):

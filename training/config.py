@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,10 @@ class Recipe:
     vocabulary: Literal["words", "pieces"] = "words"  # pieces of words are learnt by merging letters
     pieces: int = 2000  # how many of them
     min_count: int = 5  # how often a word, or with pieces a letter, must occur to be learnt
+    extend: bool = False  # with --init: words that the captions add are learnt beside those of the checkpoint
+    visits: Mapping[str, float] = field(default_factory=dict)  # set -> how often an epoch visits its pictures; else 1
+    choose: Mapping[str, float] = field(default_factory=dict)  # weights of the sets in the CIDEr that the best epoch
+    # has; where none is given the first set with validation pictures decides
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

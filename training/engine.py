@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,24 @@ class Batch:
 
 
 class CaptionSource:
-    """Features with their captions as word ids, cut into shuffled batches that depend on seed and epoch alone."""
+    """Features with their captions as word ids, cut into shuffled batches that depend on seed and epoch alone.
 
-    def __init__(self, features: Features, captioner: Captioner, config: TrainConfig, augmentation: AugmentConfig):
+    visits: set -> how often an epoch visits each of its pictures, 1 where not named; of 1.5 a random half twice.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        captioner: Captioner,
+        config: TrainConfig,
+        augmentation: AugmentConfig,
+        visits: Mapping[str, float] | None = None,
+    ):
         self.features, self.config, self.augmentation = features, config, augmentation
+        sources = np.array([picture.source for picture in features.pictures])
+        self.sets = [
+            (np.flatnonzero(sources == source), (visits or {}).get(source, 1.0)) for source in dict.fromkeys(sources)
+        ]
         encode = captioner.vocabulary.encode
         cut = config.max_words
         self.ids = [[encode(c)[:cut] for c in picture.captions] for picture in features.pictures]
@@ -60,34 +74,34 @@ class CaptionSource:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return math.ceil(len(self.ids) / self.config.batch_size)
+        return math.ceil(sum(round(len(rows) * visits) for rows, visits in self.sets) / self.config.batch_size)
 
     def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`."""
         rng = np.random.default_rng([self.config.seed, epoch])
-        shuffled = self._shuffled(rng)
-        views = rng.integers(self.features.data.shape[1], size=len(self.ids))
-        for rows in shuffled[skip:]:
-            yield self._batch(rows.tolist(), views, epoch, device)
+        for number, rows in enumerate(self._shuffled(rng)):
+            views = rng.integers(self.features.data.shape[1], size=len(rows))
+            if number >= skip:
+                yield self._batch(rows.tolist(), views.tolist(), epoch, number, device)
 
     def _shuffled(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """A shuffle in which pictures with captions of like length stand together: less padding."""
-        order = rng.permutation(len(self.ids))
+        order = rng.permutation(np.concatenate([_visited(rows, visits, rng) for rows, visits in self.sets]))
         size = self.config.batch_size
         pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
         order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def _batch(self, rows: list[int], views: NDArray[np.int64], epoch: int, device: torch.device) -> Batch:
+    def _batch(self, rows: list[int], views: list[int], epoch: int, number: int, device: torch.device) -> Batch:
         if self.features.data.dtype == np.uint8:  # pixels: augment now
-            seeds = [np.random.default_rng([self.config.seed, epoch, r]) for r in rows]
+            seeds = [np.random.default_rng([self.config.seed, epoch, number, r]) for r in rows]
             made = [augment(self.features.data[r, 0], s, self.augmentation) for r, s in zip(rows, seeds, strict=True)]
             inputs = torch.from_numpy(np.stack([pixels for pixels, _ in made])).to(device)
             flipped = [flip for _, flip in made]
         else:
-            inputs = self.features.batch(rows, [int(views[r]) for r in rows], device)
-            flipped = [bool(self.features.flipped[r, views[r]]) for r in rows]
+            inputs = self.features.batch(rows, views, device)
+            flipped = [bool(self.features.flipped[r, v]) for r, v in zip(rows, views, strict=True)]
         rng = np.random.default_rng([self.config.seed, epoch, *rows])
         captions = []
         for row, flip in zip(rows, flipped, strict=True):
@@ -96,6 +110,12 @@ class CaptionSource:
             order = rng.permutation(len(mine))
             captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
         return Batch(inputs, padded(captions).to(device), rows, flipped)
+
+
+def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`rows`, each `visits` times; of a fraction as many random ones once more."""
+    whole, more = divmod(round(len(rows) * visits), len(rows))
+    return np.concatenate([np.tile(rows, whole), rng.permutation(rows)[:more]])
 
 
 def padded(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:

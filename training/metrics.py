@@ -88,13 +88,13 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]], resample
         scorer.meteor_p.stdout.close()  # left open by its own clean-up
         scorer.meteor_p.stderr.close()
 
-    draws = _resamples(len(captions), resamples)
+    draws = bootstrap(len(captions), resamples)
     tokens = [line.split() for line in found]
     return Report(
         scores={name: 100 * float(value) for name, value in zip(SCORES, (*bleu, meteor, rouge, cider), strict=True)},
         intervals={
-            "BLEU-4": _interval(100 * bleu_of(draws @ counts)),
-            "CIDEr": _interval(100 * (draws @ ciders) / len(captions)),
+            "BLEU-4": interval(100 * bleu_of(draws @ counts)),
+            "CIDEr": interval(100 * (draws @ ciders) / len(captions)),
         },
         distinct=len(set(found)),
         mean_length=sum(map(len, tokens)) / len(tokens),
@@ -162,12 +162,13 @@ def _bleu_counts(entry: Mapping[str, list[int] | int]) -> list[int]:
     return [*correct, *guessed, length, min((abs(n - length), n) for n in lengths)[1]]
 
 
-def _resamples(pictures: int, count: int) -> NDArray[np.float64]:
+def bootstrap(pictures: int, count: int = 1000) -> NDArray[np.float64]:
     """(count, pictures): how often each picture is in each bootstrap sample; the same at every call."""
     generator = np.random.default_rng(0)
     return generator.multinomial(pictures, np.full(pictures, 1 / pictures), size=count).astype(np.float64)
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of `values`."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

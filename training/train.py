@@ -25,7 +25,7 @@ from model.config import from_dict
 from model.decoder import Memory
 from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
-from model.vocabulary import END, Vocabulary
+from model.vocabulary import END, SPECIAL, Vocabulary
 from training import engine, features
 from training.cider import CiderD
 from training.config import Recipe, TrainConfig, find_recipe
@@ -84,7 +84,7 @@ def train(
     skipped = {**data.skipped, "undecodable": len(train_set.broken) + len(val_set.broken)}
     log.info("%d training and %d validation pictures; skipped: %s", *map(len, (train_set.pictures, val_set.pictures)),
              ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count) or "none")  # fmt: skip
-    source = engine.CaptionSource(train_set, captioner, config, recipe.augment)
+    source = engine.CaptionSource(train_set, captioner, config, recipe.augment, recipe.visits)
 
     groups = _parameter_groups(captioner, frozen, config)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
@@ -152,7 +152,7 @@ def train(
         if average:
             average.swap()
         result = engine.evaluate(captioner, val_set, frozen, captioner.config.search, config)
-        cider = next(iter(result.cider.values()))  # the first data set named decides
+        cider = chosen_by(result.cider, recipe.choose)
         figures_now = {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss / progress.step,
@@ -179,14 +179,26 @@ def train(
     return run / "best"
 
 
+def chosen_by(cider: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The mean of the sets' CIDEr with these weights; without any the first set's."""
+    if not weights:
+        return next(iter(cider.values()))
+    if missing := weights.keys() - cider.keys():
+        raise ConfigError(f"choose names {', '.join(sorted(missing))}, which has no validation pictures")
+    return sum(cider[name] * weight for name, weight in weights.items()) / sum(weights.values())
+
+
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Of a run's epochs, as history.json holds them, the one with the best CIDEr on the first data set."""
     return max(history, key=lambda epoch: next(iter(epoch["val_cider"].values())))
 
 
 def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captioner:
+    captions = [caption for picture in data.split("train") for caption in picture.captions]
     if init is not None:
         captioner = load_captioner(init)
+        if recipe.extend:
+            captioner = extended(captioner, Vocabulary.build(captions, recipe.min_count).words)
         # Sizes come with the weights; what the recipe may still choose is dropout and the search.
         model = recipe.model
         captioner.config = replace(
@@ -194,7 +206,6 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
         )
         captioner.decoder.dropout.p = model.decoder.dropout
         return captioner
-    captions = [caption for picture in data.split("train") for caption in picture.captions]
     if recipe.vocabulary == "pieces":
         vocabulary = build_pieces(captions, recipe.pieces, recipe.min_count)
     else:
@@ -202,6 +213,25 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
     weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
     preprocess = default_preprocess(recipe.model.encoder.name, recipe.model.preprocess.size)
     return Captioner(replace(recipe.model, preprocess=preprocess), vocabulary, weights)
+
+
+@torch.no_grad()
+def extended(captioner: Captioner, words: Sequence[str]) -> Captioner:
+    """`captioner` with those of `words` that it lacks at the end of its vocabulary; what it says stays the same.
+
+    A new word begins with a random vector and, like a word never seen, hardly any probability.
+    """
+    known = captioner.vocabulary
+    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *words))))
+    larger = Captioner(captioner.config, vocabulary)
+    state = larger.state_dict()
+    for name, value in captioner.state_dict().items():
+        if name == "decoder.output_bias":
+            state[name].fill_(float(value[len(SPECIAL) :].min()))
+        if value.ndim:
+            state[name][: len(value)] = value  # only what has a row a word has become longer
+    larger.load_state_dict(state)
+    return larger.eval()
 
 
 def _teachers(

@@ -1,0 +1,159 @@
+"""Captions of similar pictures, to choose between candidates: consensus re-ranking (Devlin et al. 2015).
+
+Nearest neighbour approaches for image captioning (arXiv:1505.04467): of several candidates that a search found for a
+picture, the best is the one most like what people said of the most similar training pictures. What this index holds
+of a training picture is its feature in 8 bits and its captions as weights of hashed n-grams:
+
+    u(sentence) = for each n of 1 to 4: tf-idf of its n-grams, scaled to length 1
+    consensus(candidate) = 10 / 4 * u(candidate) . mean over neighbours, and their captions, of u(caption)
+
+That is CIDEr (Vedantam et al. 2015) of the candidate against all their captions, without what CIDEr-D adds for
+games that nobody plays here, and so one sparse product instead of a hundred comparisons.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDERS = 4  # n-grams of 1 to 4 tokens
+_LEVELS = 255  # of a weight in 8 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """N training pictures and the G n-grams that the captions of at least two of them hold.
+
+    features: (N, d) int8 directions. hashes: (G,) uint32, ascending. idf: (G,) float32.
+    offsets: (N + 1,) int64: picture i's n-grams are grams[offsets[i] : offsets[i + 1]], places in `hashes`, int32,
+    and weights, uint8, at the same places; a weight stands for weight * scale. unseen: idf of any other n-gram.
+    """
+
+    features: NDArray[np.int8]
+    hashes: NDArray[np.uint32]
+    idf: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    grams: NDArray[np.int32]
+    weights: NDArray[np.uint8]
+    scale: float
+    unseen: float
+    directions: NDArray[np.float32]  # (N, d), `features` with length 1
+
+    @classmethod
+    def build(cls, features: NDArray[np.float32], captions: Sequence[Sequence[Sequence[int]]]) -> Neighbours:
+        """From pictures' features (N, d) and their captions as token ids."""
+        hashed = [[hash_ngrams(ids) for ids in mine] for mine in captions]
+        frequency: Counter[int] = Counter()
+        for mine in hashed:
+            frequency.update({gram for orders in mine for order in orders for gram in order.tolist()})
+        hashes = np.array(sorted(gram for gram, count in frequency.items() if count > 1), np.uint32)
+        unseen = float(np.log(len(captions)))
+        idf = unseen - np.log(np.array([frequency[gram] for gram in hashes.tolist()], np.float32))
+        offsets, grams, weights = [0], [], []
+        for mine in hashed:
+            summed: Counter[int] = Counter()
+            for orders in mine:
+                places, values = _unit(orders, hashes, idf, unseen)
+                for place, value in zip(places.tolist(), values.tolist(), strict=True):
+                    summed[place] += value / len(mine)
+            summed.pop(-1, None)  # n-grams of no other picture
+            places = np.array(sorted(summed), np.int32)
+            grams.append(places)
+            weights.append(np.array([summed[place] for place in places.tolist()], np.float32))
+            offsets.append(offsets[-1] + len(places))
+        flat = np.concatenate(weights)
+        scale = float(flat.max()) / _LEVELS
+        rounded = np.rint(flat / scale).astype(np.uint8)
+        return cls.of(
+            _in_8_bits(features), hashes, idf, np.array(offsets), np.concatenate(grams), rounded, scale, unseen
+        )
+
+    @classmethod
+    def of(
+        cls,
+        features: NDArray[np.int8],
+        hashes: NDArray[np.uint32],
+        idf: NDArray[np.float32],
+        offsets: NDArray[np.int64],
+        grams: NDArray[np.int32],
+        weights: NDArray[np.uint8],
+        scale: float,
+        unseen: float,
+    ) -> Neighbours:
+        """From what a file holds."""
+        directions = features.astype(np.float32)
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True).clip(1e-6)
+        return cls(features, hashes, idf, offsets, grams, weights, scale, unseen, directions)
+
+    def nearest(self, feature: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """The places of the `count` pictures most similar to a feature (d,), in no order."""
+        similarity = self.directions @ feature
+        count = min(count, len(similarity))
+        return np.argpartition(similarity, len(similarity) - count)[len(similarity) - count :]
+
+    def consensus(
+        self, feature: NDArray[np.float32], candidates: Sequence[Sequence[int]], count: int
+    ) -> NDArray[np.float32]:
+        """How like the captions of the `count` nearest pictures each candidate (token ids) is: (C,), 0 to 10."""
+        shared = np.zeros(len(self.hashes) + 1, np.float32)  # the last: n-grams not listed
+        for place in self.nearest(feature, count).tolist():
+            some = slice(self.offsets[place], self.offsets[place + 1])
+            shared[self.grams[some]] += self.weights[some]
+        scores = []
+        for ids in candidates:
+            places, values = _unit(hash_ngrams(ids), self.hashes, self.idf, self.unseen)
+            scores.append(float(shared[places] @ values))
+        return np.array(scores, np.float32) * np.float32(10 / ORDERS * self.scale / count)
+
+    def save(self, path: Path) -> None:
+        """Write all but `directions`."""
+        from safetensors.numpy import save_file
+
+        arrays = {name: getattr(self, name) for name in ("features", "hashes", "offsets", "grams", "weights")}
+        numbers = {"scale": repr(self.scale), "unseen": repr(self.unseen)}
+        save_file({**arrays, "idf": self.idf.astype(np.float16)}, path, metadata=numbers)
+
+
+def hash_ngrams(ids: Sequence[int]) -> list[NDArray[np.uint32]]:
+    """Token ids -> for each order the hashes of its n-grams, in their order in the sentence, repeats included."""
+    tokens = np.asarray(ids, np.uint64)
+    found = []
+    for n in range(1, ORDERS + 1):
+        if len(tokens) < n:
+            found.append(np.zeros(0, np.uint32))
+            continue
+        mixed = np.full(len(tokens) - n + 1, n, np.uint64)
+        for i in range(n):  # the finaliser of splitmix64 after each token
+            mixed = (mixed + tokens[i : len(tokens) - n + 1 + i] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed ^= mixed >> np.uint64(27)
+        found.append((mixed >> np.uint64(32)).astype(np.uint32))
+    return found
+
+
+def _unit(
+    orders: Sequence[NDArray[np.uint32]], hashes: NDArray[np.uint32], idf: NDArray[np.float32], unseen: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The tf-idf of each order's n-grams, scaled to length 1: places in `hashes` (-1: not there), and values."""
+    places, values = [], []
+    for grams in orders:
+        if not len(grams):
+            continue
+        distinct, counts = np.unique(grams, return_counts=True)
+        place = np.searchsorted(hashes, distinct).clip(max=max(len(hashes) - 1, 0))
+        known = hashes[place] == distinct if len(hashes) else np.zeros(len(distinct), bool)
+        value = counts * np.where(known, idf[place] if len(hashes) else 0, unseen)
+        places.append(np.where(known, place, -1))
+        values.append(value / max(float(np.linalg.norm(value)), 1e-6))
+    if not places:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return np.concatenate(places), np.concatenate(values).astype(np.float32)
+
+
+def _in_8_bits(features: NDArray[np.float32]) -> NDArray[np.int8]:
+    return np.rint(127 * features / np.abs(features).max(1, keepdims=True).clip(1e-6)).astype(np.int8)
