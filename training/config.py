@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.config import ModelConfig, override
+from model.config import MAX_CAPTIONS, ModelConfig, override
 from model.errors import ConfigError
 from training.augment import AugmentConfig
 
@@ -33,7 +33,9 @@ class TrainConfig:
     label_smoothing: float = 0.1
     scheduled_sampling: float = 0.0  # at the last epoch this share of input words is the model's own
     average: float = 0.0  # decay of the exponential moving average of the weights; 0 switches it off
-    samples: int = 5  # captions drawn a picture for the cider objective
+    samples: int = 5  # candidates a picture for the cider objective
+    candidates: Literal["drawn", "beam"] = "drawn"  # from the model's probabilities, or those that beam search finds
+    object_weight: float = 0.0  # cider: what an object that a reference names adds, and any other takes away
     likelihood_weight: float = 0.0  # cider: the likelihood loss is added with this weight, which keeps words calibrated
     teacher_share: float = 0.0  # of the likelihood loss that follows the teachers' probabilities, not the words said
     patience: int = 5  # epochs without a better validation CIDEr before stopping
@@ -44,6 +46,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.objective == "cider" and self.samples < 2:
             raise ConfigError("train.samples must be at least 2: each sample's baseline is the mean of the others")
+        if self.candidates == "beam" and (self.objective != "cider" or self.samples > MAX_CAPTIONS):
+            raise ConfigError(f"train.candidates = 'beam' is for the cider objective, with at most {MAX_CAPTIONS}")
 
 
 @dataclass(frozen=True, slots=True)

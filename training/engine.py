@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from training.config import TrainConfig
 from training.data import Picture
 from training.features import Features
 from training.metrics import repeats_bigram
+from training.objects import Objects
 
 
 class TrainingDiverged(RuntimeError):
@@ -155,9 +156,9 @@ def likelihood_loss(
     if own_share > 0:
         with torch.no_grad():
             guesses = captioner.decoder(memory, inputs).argmax(-1)  # (B, N, T): guesses of targets
-        replace = torch.rand_like(inputs[..., 1:], dtype=torch.float32) < own_share
-        replace &= inputs[..., 1:] != PAD
-        inputs = torch.cat([inputs[..., :1], torch.where(replace, guesses[..., :-1], inputs[..., 1:])], -1)
+        own = torch.rand_like(inputs[..., 1:], dtype=torch.float32) < own_share
+        own &= inputs[..., 1:] != PAD
+        inputs = torch.cat([inputs[..., :1], torch.where(own, guesses[..., :-1], inputs[..., 1:])], -1)
     said = targets != PAD
     logits = captioner.decoder.logits(captioner.decoder.outputs(memory, inputs)[said]).float()  # no work for padding
     loss = F.cross_entropy(logits, targets[said], label_smoothing=label_smoothing)
@@ -172,18 +173,21 @@ def likelihood_loss(
 
 
 def cider_loss(
-    captioner: Captioner, memory: Memory, rows: Sequence[int], reward: CiderD, samples: int, max_words: int
+    captioner: Captioner,
+    memory: Memory,
+    rows: Sequence[int],
+    reward: Callable[[Sequence[Sequence[int]], Sequence[int]], NDArray[np.float64]],
+    words: Tensor,
 ) -> tuple[Tensor, float]:
-    """Self-critical loss (Rennie et al. 2017) with the mean of the other samples as baseline; and the mean reward.
+    """Self-critical loss (Rennie et al. 2017) of candidates (B, N, T + 1), start first; and their mean reward.
 
+    The baseline is the mean of the other candidates. reward: (token ids of captions, a row of each) -> (captions,).
     The end counts as a word of the n-grams, so that captions that break off ("a dog in a") earn less.
     """
-    words = draw(captioner, Memory(*(part.detach() for part in memory)), samples, max_words)  # (B, N, T + 1)
     B, N, _ = words.shape
     said = words[..., 1:] != PAD
-    counted = captioner.vocabulary.counted
-    candidates = [counted([i for i in ids if i != PAD]) for ids in words[..., 1:].flatten(0, 1).tolist()]
-    scores = reward.score(candidates, [row for row in rows for _ in range(N)])
+    captions = [[i for i in ids if i != PAD] for ids in words[..., 1:].flatten(0, 1).tolist()]
+    scores = reward(captions, [row for row in rows for _ in range(N)])
     r = torch.from_numpy(scores).float().view(B, N).to(words.device)
     advantage = (r - r.mean(1, keepdim=True)) * N / (N - 1)  # = r - mean of the others
     outputs = captioner.decoder.outputs(memory, words[..., :-1])[said]
@@ -191,6 +195,60 @@ def cider_loss(
     chosen = log_probs.gather(-1, words[..., 1:][said][:, None])[:, 0]
     weights = advantage[:, :, None].expand_as(said)[said]
     return -(weights * chosen).sum() / said.sum(), float(r.mean())
+
+
+class Reward:
+    """What a caption of a training picture earns: CIDEr-D, and something for every object it names.
+
+    references: for each picture its captions as token ids. documents: how many of them, from the first, document
+    frequencies come from. object_weight: added for each object that some reference names, taken for each other.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        references: Sequence[Sequence[Sequence[int]]],
+        documents: int,
+        object_weight: float,
+    ) -> None:
+        self.vocabulary, self.object_weight = vocabulary, object_weight
+        ids = [[vocabulary.counted([*caption, END]) for caption in mine] for mine in references]
+        self.cider = CiderD(ids, ids[:documents])
+        self.objects = Objects()
+        self.named = [set().union(*map(self._objects, mine)) for mine in references] if object_weight else []
+
+    def __call__(self, captions: Sequence[Sequence[int]], rows: Sequence[int]) -> NDArray[np.float64]:
+        scores = self.cider.score([self.vocabulary.counted(ids) for ids in captions], rows)
+        if self.object_weight:
+            for i, (ids, row) in enumerate(zip(captions, rows, strict=True)):
+                said = self._objects(ids)
+                right = len(said & self.named[row])
+                scores[i] += self.object_weight * (right - (len(said) - right))
+        return scores
+
+    def _objects(self, ids: Sequence[int]) -> set[int]:
+        return self.objects.named(" ".join(self.vocabulary.decode(ids)))
+
+
+@torch.no_grad()
+def best(captioner: Captioner, memory: Memory, count: int, max_words: int) -> Tensor:
+    """The `count` captions that beam search finds, (B, N, T + 1) word ids, start first, padded.
+
+    Better than samples as candidates (Cornia et al. 2020): those of a decoder trained on few pictures are mostly junk,
+    and to tell junk from junk teaches little.
+    """
+    settings = replace(
+        captioner.config.search, strategy="beam", beam_size=count, num_captions=count, max_length=max_words
+    )
+    found = search(TorchStepper(captioner.decoder, memory), settings)
+    T = max(len(h.words) for mine in found for h in mine) + 1
+    words = torch.full((len(found), count, T), PAD, dtype=torch.int64)
+    words[..., 0] = START
+    for b, mine in enumerate(found):
+        for n in range(count):
+            ids = mine[n % len(mine)].words
+            words[b, n, 1 : len(ids) + 1] = torch.tensor(ids)
+    return words.to(memory.keys.device)
 
 
 @torch.no_grad()
@@ -261,6 +319,8 @@ def train_one_epoch(
     Raises `TrainingDiverged` at the first loss or gradient that is not finite, before it touches the weights.
     """
     captioner.train()
+    if config.candidates == "beam":
+        captioner.decoder.eval()  # candidates are scored by the decoder that found them: no dropout
     captioner.encoder.eval()  # batch-norm statistics stay those of ImageNet, even of stages that are trained
     if config.batch_norm == "learnt":
         captioner.encoder.stages[frozen_stages:].train()

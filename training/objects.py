@@ -8,7 +8,7 @@ there: the share of it that the caption names tells what a model overlooks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

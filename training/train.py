@@ -25,9 +25,8 @@ from model.config import from_dict
 from model.decoder import Memory
 from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
-from model.vocabulary import END, SPECIAL, Vocabulary
+from model.vocabulary import SPECIAL, Vocabulary
 from training import engine, features
-from training.cider import CiderD
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, read
 from training.pieces import build_pieces
@@ -99,9 +98,8 @@ def train(
 
     if config.objective == "cider":
         # Mirrored pictures have references of their own, in the second half.
-        counted = captioner.vocabulary.counted
-        ids = [[counted([*caption, END]) for caption in mine] for mine in (*source.ids, *source.mirrored_ids)]
-        reward = CiderD(ids, ids[: len(source.ids)])  # document frequencies: of the training pictures only
+        references = [*source.ids, *source.mirrored_ids]
+        reward = engine.Reward(captioner.vocabulary, references, len(source.ids), config.object_weight)
 
     masters = _teachers(teachers, captioner, frozen, config, device)
 
@@ -118,7 +116,10 @@ def train(
             loss = likelihood(memory, batch)
             return loss, math.exp(min(float(loss.detach()), 20))
         pictures = [row + len(source.ids) * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
-        loss, figure = engine.cider_loss(captioner, memory, pictures, reward, config.samples, config.max_words)
+        seen = Memory(*(part.detach() for part in memory))
+        find = engine.best if config.candidates == "beam" else engine.draw
+        words = find(captioner, seen, config.samples, config.max_words)
+        loss, figure = engine.cider_loss(captioner, memory, pictures, reward, words)
         if config.likelihood_weight:
             loss = loss + config.likelihood_weight * likelihood(memory, batch)
         return loss, figure
