@@ -63,11 +63,18 @@ class Recipe:
     pieces: int = 2000  # how many of them
     min_count: int = 5  # how often a word, or with pieces a letter, must occur to be learnt
     extend: bool = False  # with --init: words that the captions add are learnt beside those of the checkpoint
-    visits: Mapping[str, float] = field(default_factory=dict)  # set -> how often an epoch visits its pictures; else 1
-    choose: Mapping[str, float] = field(default_factory=dict)  # weights of the sets in the CIDEr that the best epoch
-    # has; where none is given the first set with validation pictures decides
+    # Set -> how often an epoch visits each of its pictures; 1 where not named.
+    visits: Mapping[str, float] = field(default_factory=dict, hash=False)
+    # Set -> its weight in the CIDEr that the best epoch has; none given: the first set with validation pictures decides.
+    choose: Mapping[str, float] = field(default_factory=dict, hash=False)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if any(visits < 0 for visits in self.visits.values()):
+            raise ConfigError("visits must not be negative")
+        if any(weight < 0 for weight in self.choose.values()) or (self.choose and not sum(self.choose.values())):
+            raise ConfigError("the weights in choose must not be negative, nor all 0")
 
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -79,6 +79,12 @@ def train(
             raise DataError(f"no {split} pictures in the data; hold some out with PATH:{split}=N")
         return features.cached(captioner, frozen, pictures, views, recipe.augment, cache, device, config.precision)
 
+    for key, named, split in (("visits", recipe.visits, "train"), ("choose", recipe.choose, "val")):
+        there = dict.fromkeys(picture.source for picture in data.split(split))
+        if missing := named.keys() - there.keys():
+            raise ConfigError(
+                f"{key} names {', '.join(sorted(missing))}; the sets with {split} pictures are: {', '.join(there)}"
+            )
     train_set, val_set = cached("train", recipe.views), cached("val", 1)
     skipped = {**data.skipped, "undecodable": len(train_set.broken) + len(val_set.broken)}
     log.info("%d training and %d validation pictures; skipped: %s", *map(len, (train_set.pictures, val_set.pictures)),
@@ -153,12 +159,13 @@ def train(
         if average:
             average.swap()
         result = engine.evaluate(captioner, val_set, frozen, captioner.config.search, config)
-        cider = chosen_by(result.cider, recipe.choose)
+        score = chosen_by(result.cider, recipe.choose)
         figures_now = {
             "epoch": progress.epoch + 1,
             "train_loss": progress.loss / progress.step,
             "figure": progress.figure / progress.step,
             **result.figures(),
+            "score": score,
         }
         progress.epoch, progress.step, progress.loss, progress.figure = progress.epoch + 1, 0, 0.0, 0.0
         progress.history.append(figures_now)
@@ -167,8 +174,8 @@ def train(
             writer.add_scalar(key, figures_now[key], progress.epoch)
         for name, value in result.cider.items():
             writer.add_scalar(f"val_cider/{name}", value, progress.epoch)
-        if cider > progress.best:
-            progress.best, progress.best_epoch = cider, progress.epoch
+        if score > progress.best:
+            progress.best, progress.best_epoch = score, progress.epoch
             save_captioner(captioner, run / "best", {"validation": figures_now, "recipe": asdict(recipe)})
         if average:
             average.swap()
@@ -184,14 +191,12 @@ def chosen_by(cider: Mapping[str, float], weights: Mapping[str, float]) -> float
     """The mean of the sets' CIDEr with these weights; without any the first set's."""
     if not weights:
         return next(iter(cider.values()))
-    if missing := weights.keys() - cider.keys():
-        raise ConfigError(f"choose names {', '.join(sorted(missing))}, which has no validation pictures")
     return sum(cider[name] * weight for name, weight in weights.items()) / sum(weights.values())
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of a run's epochs, as history.json holds them, the one with the best CIDEr on the first data set."""
-    return max(history, key=lambda epoch: next(iter(epoch["val_cider"].values())))
+    """Of a run's epochs, as history.json holds them, the one with the best score; without scores the first set's CIDEr."""
+    return max(history, key=lambda epoch: epoch.get("score", next(iter(epoch["val_cider"].values()))))
 
 
 def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captioner:

@@ -103,6 +103,21 @@ def test_every_picture_comes_once_an_epoch_with_its_own_captions(captioner: Capt
     assert views == {False, True}
 
 
+@pytest.mark.parametrize(("visits", "count"), [(2.0, 22), (1.5, 16), (0.5, 6), (0.0, 0)])
+def test_a_set_is_visited_as_often_as_asked(visits: float, count: int, captioner: Captioner) -> None:
+    """Odd rows are of the set `shapes`, even ones of `others`, which is visited once."""
+    config = TrainConfig(batch_size=4, captions_per_picture=2)
+    source = CaptionSource(feature_set(CAPTIONS), captioner, config, AugmentConfig(), {"shapes": visits})
+    orders = [[row for batch in source.batches(epoch, tiny.CPU) for row in batch.rows] for epoch in range(2)]
+    for rows in orders:
+        counts = np.bincount(rows, minlength=22)
+        assert (counts[0::2] == 1).all()
+        assert set(counts[1::2].tolist()) <= {math.floor(visits), math.ceil(visits)}
+        assert counts[1::2].sum() == count
+    assert len(source) == math.ceil((11 + count) / 4) == len(list(source.batches(0, tiny.CPU)))
+    assert orders[0] != orders[1]
+
+
 def test_captions_are_chosen_without_repeats_where_there_are_enough(captioner: Captioner) -> None:
     source = source_of(captioner, CAPTIONS)
     for batch in source.batches(3, tiny.CPU):
@@ -148,10 +163,12 @@ def test_pixels_are_augmented_anew_at_every_visit(captioner: Captioner) -> None:
     config = TrainConfig(batch_size=4, captions_per_picture=1, seed=5)
     seen: dict[int, list[Tensor]] = {}
     for epoch in (0, 1):
-        for batch in CaptionSource(features, captioner, config, augmentation).batches(epoch, tiny.CPU):
+        for number, batch in enumerate(
+            CaptionSource(features, captioner, config, augmentation).batches(epoch, tiny.CPU)
+        ):
             assert batch.inputs.dtype == torch.uint8
             for row, flip, pixels, words in zip(batch.rows, batch.flipped, batch.inputs, batch.words, strict=True):
-                expected, flipped = augment(features.data[row, 0], np.random.default_rng([5, epoch, row]), augmentation)
+                expected, flipped = augment(features.data[row, 0], np.random.default_rng([5, epoch, number, row]), augmentation)
                 np.testing.assert_array_equal(pixels, expected)
                 assert flip == flipped
                 assert said(captioner, words[0])[2] == ("right" if flip else "left")
@@ -277,10 +294,9 @@ def test_drawn_captions_are_whole_and_as_frequent_as_the_model_says(captioner: C
         assert ((shares - p).abs() <= 5 * (p * (1 - p) / len(second)).sqrt() + 2e-3).all()
 
 
-def test_cider_loss_prefers_the_better_sample(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cider_loss_prefers_the_better_sample(captioner: Captioner) -> None:
     good, bad = [A, RED, CIRCLE, 7], [9, 9, 8]
     samples = padded([[good, bad]])
-    monkeypatch.setattr(engine, "draw", lambda *_: samples)
     reward = CiderD([[[9, 9, END]], [[*good, END]], [[8, END]]])
 
     @torch.no_grad()
@@ -290,7 +306,7 @@ def test_cider_loss_prefers_the_better_sample(captioner: Captioner, monkeypatch:
         return log_probs.gather(-1, words[..., 1:, None]).sum()
 
     before = [float(log_probability(ids)) for ids in (good, bad)]
-    loss, mean = cider_loss(captioner, memory(captioner, 1), [1], reward, 2, 9)
+    loss, mean = cider_loss(captioner, memory(captioner, 1), [1], reward.score, samples)
     scores = reward.score([[*good, END], [*bad, END]], [1, 1])
     assert mean == pytest.approx(scores.mean())
     assert scores[0] > scores[1]
@@ -314,20 +330,19 @@ def test_cider_loss_prefers_the_better_sample(captioner: Captioner, monkeypatch:
         captioner.zero_grad()
 
 
-def test_samples_of_equal_reward_teach_nothing(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "draw", lambda *_: padded([[[A, RED], [A, RED], [A, RED]]]))
-    loss, _ = cider_loss(captioner, memory(captioner, 1), [0], CiderD([[[A, RED, END]], [[A, END]]]), 3, 9)
+def test_samples_of_equal_reward_teach_nothing(captioner: Captioner) -> None:
+    samples = padded([[[A, RED], [A, RED], [A, RED]]])
+    loss, _ = cider_loss(captioner, memory(captioner, 1), [0], CiderD([[[A, RED, END]], [[A, END]]]).score, samples)
     loss.backward()
     assert all(p.grad is None or p.grad.abs().max() < 1e-7 for p in captioner.parameters())
     captioner.zero_grad()
 
 
-def test_breaking_off_earns_less_than_ending(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_breaking_off_earns_less_than_ending(captioner: Captioner) -> None:
     whole = padded([[[A, RED, CIRCLE], [A, RED, CIRCLE]]])
     whole[0, 1, -1] = PAD  # the second one never ended
-    monkeypatch.setattr(engine, "draw", lambda *_: whole)
     reward = CiderD([[[A, RED, CIRCLE, END]], [[A, END]], [[7, 8, END]]])
-    _, mean = cider_loss(captioner, memory(captioner, 1), [0], reward, 2, 9)
+    _, mean = cider_loss(captioner, memory(captioner, 1), [0], reward.score, whole)
     assert mean < reward.score([[A, RED, CIRCLE, END]], [0])[0]
 
 

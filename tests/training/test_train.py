@@ -21,13 +21,14 @@ from model.config import EncoderConfig, SearchConfig
 from model.encoder import fold_norms
 from model.errors import ConfigError
 from model.vocabulary import Vocabulary
+from tests.model.tiny import liven
 from tests.training import tiny
 from tests.training.shapes import write_shapes
 from training import engine
 from training.config import Recipe
 from training.data import CaptionData, DataError, read
 from training.engine import Evaluation, TrainingDiverged
-from training.train import _parameter_groups, _schedule, main, train
+from training.train import _parameter_groups, _schedule, best_epoch, chosen_by, extended, main, train
 
 ALWAYS, NEVER = -1.0, 1e9  # save_every: after each step, or only after each epoch
 
@@ -266,6 +267,7 @@ def test_a_process_that_was_killed_goes_on(
     program = f"""
 import os, signal, sys
 from pathlib import Path
+from tests.model.tiny import liven
 from tests.training import tiny
 from tests.training.test_train import FULL
 from training import engine
@@ -339,6 +341,68 @@ def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
     assert open_checkpoint(best).config.temperature == 1.0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_grows_and_what_is_said_stays(tied: bool, data: CaptionData) -> None:
+    of = tiny.recipe()
+    of = replace(of, model=replace(of.model, decoder=replace(of.model.decoder, tied=tied)))
+    before = tiny.captioner(data, of).eval()
+    liven(before.decoder)
+    after = extended(before, ["zebra", before.vocabulary.words[5], "oboe"])
+    assert after.vocabulary.words == (*before.vocabulary.words, "zebra", "oboe")
+    known = len(before.vocabulary)
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    words = torch.tensor([[[1, 4, 5, 6]], [[1, 6, 5, 4]]])
+    torch.testing.assert_close(after(pixels, words)[..., :known], before(pixels, words))
+    assert (after.decoder.output_bias[known:] == before.decoder.output_bias[4:].min()).all()
+    assert not torch.equal(after.decoder.embedding.weight[known], after.decoder.embedding.weight[known + 1])
+
+
+def test_words_that_the_captions_add_are_learnt_with_extend_only(
+    data: CaptionData, cache: Path, tmp_path: Path
+) -> None:
+    first = run(tiny.recipe(epochs=1), data, tmp_path / "first", cache)
+    folder = write_shapes(tmp_path / "new", train=12, val=4, test=2, size=32)
+    text = (folder / "captions.txt").read_text().replace("circle", "disc")
+    (folder / "captions.txt").write_text(text)
+    known = open_checkpoint(first).vocabulary.words
+    for extend in (False, True):
+        recipe = replace(tiny.recipe(epochs=1), extend=extend)
+        best = run(recipe, read(folder), tmp_path / str(extend), cache, init=first)
+        assert open_checkpoint(best).vocabulary.words == (*known, *(("disc",) if extend else ()))
+
+
+def test_sets_have_weights_in_the_choice_of_the_best_epoch(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen_by({"a": 3.0, "b": 9.0}, {}) == 3.0  # the first decides
+    assert chosen_by({"a": 3.0, "b": 9.0}, {"a": 1, "b": 2}) == pytest.approx(7)
+    scores = iter([(9.0, 1.0), (1.0, 5.0), (2.0, 2.0)])
+
+    def evaluate(*_: Any) -> Evaluation:
+        a, b = next(scores)
+        return Evaluation([["a"]], {"shapes": a, "more": b}, 1.0, 0.0)
+
+    both = (*data.pictures, *(replace(picture, source="more") for picture in data.split("val")))
+    recipe = replace(tiny.recipe(epochs=3), choose={"shapes": 0.2, "more": 0.8})
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    best = run(recipe, CaptionData(both, {}), tmp_path, cache)
+    assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
+    assert best_epoch(json.loads((tmp_path / "history.json").read_text()))["epoch"] == 2
+
+
+def test_the_best_epoch_of_a_history_without_scores_is_the_first_sets() -> None:
+    history = [{"val_cider": {"a": a, "b": -a}} for a in (1.0, 3.0, 2.0)]
+    assert best_epoch(history) == history[1]
+    assert best_epoch([{**epoch, "score": -i} for i, epoch in enumerate(history)])["val_cider"]["a"] == 1.0
+
+
+@pytest.mark.parametrize("key", ["visits", "choose"])
+def test_a_set_that_is_not_there_is_named(key: Any, data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{key} names nonesuch; the sets with .* pictures are: shapes"):
+        run(replace(tiny.recipe(), **{key: {"nonesuch": 1.0}}), data, tmp_path, cache)
+
+
 # --- from teachers ---------------------------------------------------------------------------------
 
 
@@ -388,6 +452,7 @@ def test_likelihood_is_added_to_the_self_critical_loss(
     data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = run(tiny.recipe(), data, tmp_path / "alone", cache)
+    monkeypatch.setattr(engine, "draw", lambda *_: None)
     monkeypatch.setattr(engine, "cider_loss", lambda *_: (torch.zeros(()), 0.0))
     added = run(tiny.recipe(objective="cider", likelihood_weight=1.0), data, tmp_path / "added", cache)
     assert_same(load_captioner(added).state_dict(), load_captioner(alone).state_dict())
@@ -418,7 +483,7 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
                 engine.mirrored(c) for p in data.pictures for c in p.captions
             ]
             ids = [[*vocabulary.encode(c), 2] for c in known]
-            scores = reward.score(ids, [picture] * len(ids))
+            scores = reward(ids, [picture] * len(ids))
             references.append([c for c, s in zip(known, scores, strict=True) if s == max(scores)])
         seen.append((batches[-1], references))
         return memory.start.sum() * 0, 0.0
