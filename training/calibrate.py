@@ -42,24 +42,36 @@ def teacher_force(captioner: Captioner, pictures: Sequence[Picture], batch_size:
     """What the decoder outputs before each reference word, (N, E), and those words' ids, (N,).
 
     All references of all pictures; ends included. Words that the vocabulary lacks are `UNKNOWN`.
-    Raises `DataError` for a picture that cannot be decoded.
+    Pictures that cannot be decoded are left out and counted in a warning; `DataError` where none can.
     """
     captioner.eval()
     device = next(captioner.parameters()).device
-    outputs, targets = [], []
+    outputs, targets, broken = [], [], 0
     for start in tqdm(range(0, len(pictures), batch_size), "teacher forcing", unit="batch", leave=False):
-        batch = pictures[start : start + batch_size]
-        pixels = np.stack([preprocess.to_pixels(p.open(), captioner.config.preprocess) for p in batch])
-        ids = [[captioner.vocabulary.encode(c) for c in p.captions] for p in batch]
+        pixels, ids = [], []
+        for picture in pictures[start : start + batch_size]:
+            try:
+                pixels.append(preprocess.to_pixels(picture.open(), captioner.config.preprocess))
+            except DataError as error:
+                log.warning("skipped: %s", error)
+                broken += 1
+                continue
+            ids.append([captioner.vocabulary.encode(c) for c in picture.captions])
+        if not ids:
+            continue
         most = max(map(len, ids))
         words = padded([[*mine, *[[]] * (most - len(mine))] for mine in ids])
         for mine, real in zip(words, ids, strict=True):
             mine[len(real) :] = PAD  # the filling of pictures with fewer captions
         words = words.to(device)
         said = words[..., 1:] != PAD
-        memory = captioner.encode(torch.from_numpy(pixels).to(device))
+        memory = captioner.encode(torch.from_numpy(np.stack(pixels)).to(device))
         outputs.append(captioner.decoder.outputs(memory, words[..., :-1])[said])
         targets.append(words[..., 1:][said])
+    if broken:
+        log.warning("%d of %d pictures cannot be decoded and were skipped", broken, len(pictures))
+    if not outputs:
+        raise DataError("not one picture could be decoded")
     return torch.cat(outputs), torch.cat(targets)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,16 +19,17 @@ class TrainConfig:
 
     objective: Literal["likelihood", "cider"] = "likelihood"  # cider: self-critical sequence training
     epochs: int = 20
+    min_steps: int = 0  # a set too small to come to so many steps gets more epochs, and patience in proportion
     batch_size: int = 32  # pictures; each comes with `captions_per_picture` captions
     captions_per_picture: int = 5
-    max_words: int = 20  # longer captions are cut; counted in pieces where the vocabulary holds these
+    max_words: int = 20  # longer captions are taught so far and no end; in pieces where the vocabulary holds these
     learning_rate: float = 1e-3  # peak, of the decoder
     encoder_learning_rate: float = 1e-4  # peak, of the last encoder stage that is trained
     encoder_decay: float = 0.7  # each stage before it learns by this factor slower
     drop_path: float = 0.0  # how often a block of the trained stages is left out for a picture (stochastic depth)
     batch_norm: Literal["kept", "learnt"] = "kept"  # statistics of the trained stages; learnt: when from scratch
     weight_decay: float = 0.01
-    warmup: int = 300  # steps; then a cosine down to a twentieth of the peak
+    warmup: float = 0.1  # share of all steps, or from 1 on so many; then a cosine down to a twentieth of the peak
     clip: float = 5.0  # gradient norm
     label_smoothing: float = 0.1
     scheduled_sampling: float = 0.0  # at the last epoch this share of input words is the model's own
@@ -39,11 +40,13 @@ class TrainConfig:
     likelihood_weight: float = 0.0  # cider: the likelihood loss is added with this weight, which keeps words calibrated
     teacher_share: float = 0.0  # of the likelihood loss that follows the teachers' probabilities, not the words said
     patience: int = 5  # epochs without a better validation CIDEr before stopping
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the processor has it
     seed: int = 0
     save_every: float = 120.0  # seconds between saves within an epoch
 
     def __post_init__(self) -> None:
+        if self.epochs < 1 or self.min_steps < 0 or self.warmup < 0:
+            raise ConfigError("train.epochs must be at least 1, train.min_steps and train.warmup not negative")
         if self.objective == "cider" and self.samples < 2:
             raise ConfigError("train.samples must be at least 2: each sample's baseline is the mean of the others")
         if self.candidates == "beam" and (self.objective != "cider" or self.samples > MAX_CAPTIONS):
@@ -65,7 +68,7 @@ class Recipe:
     extend: bool = False  # with --init: words that the captions add are learnt beside those of the checkpoint
     # Set -> how often an epoch visits each of its pictures; 1 where not named.
     visits: Mapping[str, float] = field(default_factory=dict, hash=False)
-    # Set -> its weight in the CIDEr that the best epoch has; none given: the first set with validation pictures decides.
+    # Set -> its weight in the CIDEr that the best epoch has most of; without any the first set decides alone.
     choose: Mapping[str, float] = field(default_factory=dict, hash=False)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -80,10 +83,11 @@ class Recipe:
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of that name in training/recipes, or in the TOML file of that path."""
+def find_recipe(name: str, base: Recipe | None = None) -> Recipe:
+    """The recipe of that name in training/recipes, or in the file of that path; `base` gives what it leaves out."""
     named = RECIPES / f"{name}.toml"
-    return read_recipe(named if named.is_file() else Path(name))
+    path = named if named.is_file() else Path(name)
+    return read_recipe(path, replace(base or Recipe(), name=path.stem))
 
 
 def read_recipe(path: Path, base: Recipe | None = None) -> Recipe:

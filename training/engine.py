@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,9 @@ from training.data import Picture
 from training.features import Features
 from training.metrics import repeats_bigram
 from training.objects import Objects
+from training.process import native
+
+LONGEST = 100  # words of a caption that count in the validation loss
 
 
 class TrainingDiverged(RuntimeError):
@@ -68,10 +70,9 @@ class CaptionSource:
             (np.flatnonzero(sources == source), (visits or {}).get(source, 1.0)) for source in dict.fromkeys(sources)
         ]
         encode = captioner.vocabulary.encode
-        cut = config.max_words
-        self.ids = [[encode(c)[:cut] for c in picture.captions] for picture in features.pictures]
-        self.mirrored_ids = [[encode(mirrored(c))[:cut] for c in picture.captions] for picture in features.pictures]
-        self.longest = np.array([max(map(len, ids)) for ids in self.ids])
+        self.ids = [[encode(c) for c in picture.captions] for picture in features.pictures]
+        self.mirrored_ids = [[encode(mirrored(c)) for c in picture.captions] for picture in features.pictures]
+        self.longest = np.array([min(max(map(len, ids)), config.max_words) for ids in self.ids])
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -110,7 +111,7 @@ class CaptionSource:
             # As many captions as asked for: all when they are so many, some again when they are fewer.
             order = rng.permutation(len(mine))
             captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
-        return Batch(inputs, padded(captions).to(device), rows, flipped)
+        return Batch(inputs, padded(captions, self.config.max_words).to(device), rows, flipped)
 
 
 def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -119,13 +120,21 @@ def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -
     return np.concatenate([np.tile(rows, whole), rng.permutation(rows)[:more]])
 
 
-def padded(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """Word ids of B pictures x N captions -> (B, N, T + 1): start, words, end, padding."""
-    T = max(len(ids) for mine in captions for ids in mine) + 2
-    words = torch.full((len(captions), len(captions[0]), T), PAD, dtype=torch.int64)
-    for b, mine in enumerate(captions):
+def padded(captions: Sequence[Sequence[Sequence[int]]], most: int | None = None) -> Tensor:
+    """Word ids of B pictures x N captions -> (B, N, T + 1): start, words, end, padding.
+
+    A caption of more than `most` words is cut, and has no end: it would be one in mid-sentence.
+    """
+
+    def said_of(ids: Sequence[int]) -> list[int]:
+        return [START, *ids, END] if most is None or len(ids) <= most else [START, *ids[:most]]
+
+    said = [[said_of(ids) for ids in mine] for mine in captions]
+    T = max(len(ids) for mine in said for ids in mine)
+    words = torch.full((len(said), len(said[0]), T), PAD, dtype=torch.int64)
+    for b, mine in enumerate(said):
         for n, ids in enumerate(mine):
-            words[b, n, : len(ids) + 2] = torch.tensor([START, *ids, END])
+            words[b, n, : len(ids)] = torch.tensor(ids)
     return words
 
 
@@ -273,11 +282,15 @@ def draw(captioner: Captioner, memory: Memory, samples: int, max_words: int) -> 
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters (Polyak averaging), with a warm-up of its decay."""
+    """Exponential moving average of a module's weights (Polyak averaging), with a warm-up of its decay.
+
+    Of floating-point buffers too: statistics that batch norm learns belong to the weights of their time.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        self.parameters += [b for b in module.buffers() if b.is_floating_point()]
         self.shadow = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
@@ -297,27 +310,12 @@ class WeightAverage:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where the recipe asks for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """bf16 where the recipe asks for it, or leaves it to the device and that has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=native(precision, device) == "bf16")
 
 
-def train_one_epoch(
-    captioner: Captioner,
-    frozen_stages: int,
-    batches: Iterator[Batch],
-    loss_of: Callable[[Memory, Batch], tuple[Tensor, float]],
-    optimizer: torch.optim.Optimizer,
-    learning_rates: Callable[[], list[float]],
-    average: WeightAverage | None,
-    config: TrainConfig,
-    after_step: Callable[[float, float, float], None],
-) -> None:
-    """Fit every batch once.
-
-    loss_of: (memory, batch) -> loss and a figure to show beside it. learning_rates: one a parameter
-    group, for the step at hand. after_step: called with loss, figure and seconds of each step.
-    Raises `TrainingDiverged` at the first loss or gradient that is not finite, before it touches the weights.
-    """
+def training_mode(captioner: Captioner, frozen_stages: int, config: TrainConfig) -> None:
+    """Dropout and the like where the recipe wants them."""
     captioner.train()
     if config.candidates == "beam":
         captioner.decoder.eval()  # candidates are scored by the decoder that found them: no dropout
@@ -325,28 +323,24 @@ def train_one_epoch(
     if config.batch_norm == "learnt":
         captioner.encoder.stages[frozen_stages:].train()
     drop_paths(captioner.encoder.stages[frozen_stages:], config.drop_path)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:
+    """One step of the optimizer down the slope of a loss; returns the norm of the gradient before it was clipped.
+
+    Raises `TrainingDiverged` for a loss or gradient that is not finite, before it touches the weights.
+    """
+    loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = parameters[0].device
-    for batch in batches:
-        began = time.perf_counter()
-        for group, rate in zip(optimizer.param_groups, learning_rates(), strict=True):
-            group["lr"] = rate
-        with autocast(device, config.precision):
-            memory = memory_of(captioner, batch.inputs, frozen_stages)
-            loss, figure = loss_of(memory, batch)
-        value = float(loss.detach())
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True))
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise TrainingDiverged(
-                f"the loss is {value}, its gradient's norm {norm}; lower train.learning_rate or train.clip, "
-                "or try train.precision = 'fp32'"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if average:
-            average.update()
-        after_step(value, figure, time.perf_counter() - began)
+    norm = float(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
+    if not (math.isfinite(float(loss.detach())) and math.isfinite(norm)):
+        raise TrainingDiverged(
+            f"the loss is {float(loss.detach())}, its gradient's norm {norm}; lower train.learning_rate or train.clip, "
+            "or try train.precision = 'fp32'"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,15 +363,13 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    captioner: Captioner, features: Features, frozen_stages: int, search_config: SearchConfig, config: TrainConfig
-) -> Evaluation:
+def evaluate(captioner: Captioner, features: Features, search_config: SearchConfig, config: TrainConfig) -> Evaluation:
     """Caption every picture by free-running search and score it without Java (`training.cider`)."""
     captioner.eval()
     device = next(captioner.parameters()).device
 
     def speak(rows: list[int], words: Tensor) -> tuple[Stepper, Tensor]:
-        memory = memory_of(captioner, features.batch(rows, [0] * len(rows), device), frozen_stages)
+        memory = memory_of(captioner, features.batch(rows, [0] * len(rows), device), features.stages)
         return TorchStepper(captioner.decoder, memory), likelihood_loss(captioner, memory, words, 0.0)
 
     return evaluate_with(speak, captioner.vocabulary, features.pictures, device, search_config, config)
@@ -401,8 +393,9 @@ def evaluate_with(
     weights: list[int] = []
     for start in range(0, len(pictures), 100):
         rows = list(range(start, min(start + 100, len(pictures))))
-        ids = [[vocabulary.encode(c)[: config.max_words] for c in pictures[r].captions] for r in rows]
-        words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids])
+        ids = [[vocabulary.encode(c) for c in pictures[r].captions] for r in rows]
+        # Whole, however much of them is taught; but one without end would fill the memory with padding.
+        words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids], LONGEST)
         with autocast(device, config.precision):
             stepper, loss = speak(rows, words.to(device))
             found = search(stepper, search_config)

@@ -84,8 +84,8 @@ def evaluate(
 
     def speak(rows: list[int], words: Tensor) -> tuple[Stepper, Tensor]:
         memories = [
-            engine.memory_of(member, its.batch(rows, [0] * len(rows), device), count)
-            for member, its, count in zip(members, seen, stages, strict=True)
+            engine.memory_of(member, its.batch(rows, [0] * len(rows), device), its.stages)
+            for member, its in zip(members, seen, strict=True)
         ]
         steppers = [
             TorchStepper(member.decoder, memory, member.config.temperature)

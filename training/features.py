@@ -1,18 +1,31 @@
 """What enters the trained part of the encoder, computed once and cached on disk.
 
-With a frozen encoder that is the grid of region features; with its last stages trained it is what
-the frozen stages before them give; with every stage trained it is the pixels themselves.
+With a frozen encoder that is the grid of region features, or what enters the last stage where that is smaller
+(a 1 x 1 convolution makes 1280 channels of 320: cheaper to repeat than to read); with its last stages trained it is
+what the frozen stages before them give; with every stage trained it is the pixels themselves.
+
+A file holds one view of one picture. It is named by the digest of the picture's bytes, in a folder named by the digest
+of all else that it depends on, weights, settings and code. It is written aside and renamed, so what is there is whole,
+whoever else computes it at the same time; and a picture more, or another one, is all that is computed.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.metadata
+import inspect
 import json
+import logging
+import math
 import os
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,26 +34,55 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model import preprocess
+from model import encoder, preprocess
 from model.captioner import Captioner
 from training.augment import AugmentConfig, augment
 from training.data import DataError, Picture
+from training.process import native
+
+log = logging.getLogger("training")
 
 _CHUNK = 16  # pictures a forward pass: few enough for their activations to stay in a CPU's caches
+_BLOCK = 4096  # bytes that a file takes on disk at least, and in multiples of
+
+# What computes a view, of the picture as it is and of an augmented one: with other code or libraries it is another.
+_Code = ModuleType | type | Callable[..., Any]
+_CODE: tuple[_Code, ...] = (Picture, preprocess, encoder, Captioner.normalise)
+_AUGMENT_CODE: tuple[_Code, ...] = (augment,)
+_LIBRARIES = ("pillow", "torch", "torchvision")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An array (P, V, ...) of which each picture's each view is a file, read when it is asked for."""
+
+    files: tuple[tuple[Path, ...], ...]  # P x V
+    row: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.files), len(self.files[0]), *self.row
+
+    def __getitem__(self, place: tuple[int, int]) -> NDArray[Any]:
+        picture, view = place
+        values: NDArray[Any] = np.fromfile(self.files[picture][view], self.dtype).reshape(self.row)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Cached inputs of the trained stages, one row a picture that could be read.
+    """Cached inputs of the encoder's stages from `stages` on, one row a picture that could be read.
 
-    data: (P or more, V, ...) float16 activations, or (P or more, 1, S, S, 3) uint8 pixels. flipped: (P or more, V)
-    bool. pictures: the P pictures. broken: those that could not be decoded.
+    data: (P, V, ...) float16 activations, or (P, 1, S, S, 3) uint8 pixels. flipped: (P, V) bool. pictures: the P
+    pictures. broken: those that could not be decoded.
     """
 
-    data: NDArray[Any]
+    data: NDArray[Any] | Stored
     flipped: NDArray[np.bool_]
     pictures: tuple[Picture, ...]
     broken: tuple[Picture, ...]
+    stages: int
 
     def batch(self, rows: Sequence[int], views: Sequence[int], device: torch.device) -> Tensor:
         """The inputs of some pictures, each in one of its views, (B, ...)."""
@@ -55,100 +97,191 @@ def cached(
     augmentation: AugmentConfig,
     cache: Path,
     device: torch.device,
-    precision: str = "bf16",
+    precision: str = "auto",
+    digests: Sequence[str] | None = None,
 ) -> Features:
     """`Features` of `pictures` after the encoder's first `frozen_stages` stages, from `cache` where they lie there.
 
-    View 0 is the picture as it is; view v > 0 is augmented, by a generator seeded with the name and v.
+    View 0 is the picture as it is; view v > 0 is augmented, by a generator seeded with the picture's bytes and v.
+    digests: `contents(pictures)`, where that is known.
+    Raises `DataError` where no picture can be decoded, or the disk has too little room.
     """
-    if frozen_stages == 0:
+    precision = native(precision, device)
+    digests = contents(pictures) if digests is None else digests
+    stages, row, dtype = _entering(captioner, frozen_stages, device)
+    if stages == 0:
         views = 1  # pixels: augmented anew at every visit instead
-    folder = cache / _key(captioner, frozen_stages, pictures, views, augmentation, precision)
-    if not (folder / "done.json").is_file():
-        _compute(captioner, frozen_stages, pictures, views, augmentation, folder, device, precision)
-    places = set(json.loads((folder / "done.json").read_text())["broken"])
-    sound = tuple(p for i, p in enumerate(pictures) if i not in places)
-    broken = tuple(p for i, p in enumerate(pictures) if i in places)
-    return Features(np.load(folder / "data.npy", mmap_mode="r"), np.load(folder / "flipped.npy"), sound, broken)
+    size = math.prod(row) * dtype.itemsize
+    plain = cache / _key(captioner, stages, precision, None)
+    augmented = cache / _key(captioner, stages, precision, augmentation)
+    folders = [plain, *[augmented] * (views - 1)]
+    there: dict[tuple[str, int], Path] = {}
+    for folder in dict.fromkeys(folders):
+        there.update(_listed(folder, size))
+
+    missing: dict[str, Picture] = {}  # the same picture twice is computed once
+    for digest, picture in zip(digests, pictures, strict=True):
+        if digest and any((digest, view) not in there for view in range(views)):
+            missing.setdefault(digest, picture)
+    if missing:
+        count = sum((digest, view) not in there for digest in missing for view in range(views))
+        _check_room(cache, count * math.ceil(size / _BLOCK) * _BLOCK, count, views * len(pictures))
+        _compute(captioner, stages, missing, augmentation, folders, there, device, precision)
+
+    sound = [i for i, digest in enumerate(digests) if all((digest, view) in there for view in range(views))]
+    if not sound:
+        raise DataError("not one picture could be decoded")
+    files = tuple(tuple(there[digests[i], view] for view in range(views)) for i in sound)
+    flipped = np.array([[_is_mirrored(file) for file in mine] for mine in files])
+    broken = sorted(set(range(len(pictures))) - set(sound))
+    return Features(
+        Stored(files, row, dtype),
+        flipped,
+        tuple(pictures[i] for i in sound),
+        tuple(pictures[i] for i in broken),
+        stages,
+    )
+
+
+def contents(pictures: Sequence[Picture]) -> list[str]:
+    """A digest of each picture's bytes in 32 hexadecimal digits; of one that cannot be read an empty one."""
+
+    def digest(picture: Picture) -> str:
+        try:
+            return hashlib.blake2b(picture.read_bytes(), digest_size=16).hexdigest()
+        except OSError:
+            return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(digest, pictures))
+
+
+@torch.inference_mode()
+def _entering(
+    captioner: Captioner, frozen_stages: int, device: torch.device
+) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """After how many stages to cache, and shape and type of what a picture then is."""
+    size = captioner.config.preprocess.size
+    if frozen_stages == 0:
+        return 0, (size, size, 3), np.dtype(np.uint8)
+    stages = captioner.encoder.stages.eval()
+    blank = captioner.normalise(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
+    before = stages[: frozen_stages - 1](blank)
+    after = stages[frozen_stages - 1](before)
+    if frozen_stages == len(stages) > 1 and before.numel() < after.numel():
+        frozen_stages, after = frozen_stages - 1, before
+    return frozen_stages, tuple(after.shape[1:]), np.dtype(np.float16)
 
 
 def _compute(
     captioner: Captioner,
-    frozen_stages: int,
-    pictures: Sequence[Picture],
-    views: int,
+    stages: int,
+    missing: dict[str, Picture],
     augmentation: AugmentConfig,
-    folder: Path,
+    folders: Sequence[Path],
+    there: dict[tuple[str, int], Path],
     device: torch.device,
     precision: str,
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    stages = captioner.encoder.stages[:frozen_stages].eval()
+    """Compute and keep all views of the pictures in `missing` that are not `there`, and add them to it."""
+    encode = captioner.encoder.stages[:stages].eval()
     config = captioner.config.preprocess
 
-    def load(picture: Picture) -> list[tuple[NDArray[np.uint8], bool]] | None:
+    def load(item: tuple[str, Picture]) -> dict[int, tuple[NDArray[np.uint8], bool]]:
+        digest, picture = item
         try:
             pixels = preprocess.to_pixels(picture.open(), config)
         except DataError:
-            return None
-        made: list[tuple[NDArray[np.uint8], bool]] = [(pixels, False)]
-        for view in range(1, views):
-            digest = hashlib.sha256(f"{picture.name}:{view}".encode()).digest()
-            made.append(augment(pixels, np.random.default_rng(list(digest[:8])), augmentation))
+            return {}
+        made: dict[int, tuple[NDArray[np.uint8], bool]] = {}
+        for view in range(len(folders)):
+            if (digest, view) not in there:
+                rng = np.random.default_rng([*bytes.fromhex(digest), view])
+                made[view] = augment(pixels, rng, augmentation) if view else (pixels, False)
         return made
 
-    data: np.memmap[Any, Any] | None = None
-    flipped = np.zeros((len(pictures), views), np.bool_)
-    broken: list[int] = []  # places in `pictures`: two sets may share names
-    row = 0
+    items = list(missing.items())
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        for start in tqdm(range(0, len(pictures), _CHUNK), "features", unit="batch", mininterval=5):
-            chunk = pictures[start : start + _CHUNK]
+        for start in tqdm(range(0, len(items), _CHUNK), "features", unit="batch", mininterval=5):
+            chunk = items[start : start + _CHUNK]
             loaded = list(pool.map(load, chunk))
-            broken += [start + i for i, made in enumerate(loaded) if made is None]
-            sound = [made for made in loaded if made is not None]
-            if not sound:
-                continue
-            for view in range(views):
-                pixels = torch.from_numpy(np.stack([made[view][0] for made in sound]))
-                if frozen_stages:
+            for view, folder in enumerate(folders):
+                mine = [(digest, *made[view]) for (digest, _), made in zip(chunk, loaded, strict=True) if view in made]
+                if not mine:
+                    continue
+                pixels = torch.from_numpy(np.stack([of for _, of, _ in mine]))
+                if stages:
                     x = captioner.normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
                     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                        values = stages(x).half().cpu().numpy()
+                        values = encode(x).half().cpu().numpy()
                 else:
                     values = pixels.numpy()
-                if data is None:
-                    shape = (len(pictures), views, *values.shape[1:])
-                    data = np.lib.format.open_memmap(folder / "data.npy", "w+", values.dtype, shape)
-                data[row : row + len(sound), view] = values
-                flipped[row : row + len(sound), view] = [made[view][1] for made in sound]
-            row += len(sound)
-    if data is None:
-        raise DataError("not one picture could be decoded")
-    data.flush()
-    np.save(folder / "flipped.npy", flipped)
-    temporary = folder / "done.tmp"
-    temporary.write_text(json.dumps({"broken": broken}))
-    os.replace(temporary, folder / "done.json")  # last: an interrupted computation starts again
+                for (digest, _, mirrored), value in zip(mine, values, strict=True):
+                    file = folder / digest[:2] / f"{digest}-{view}{'-mirrored' * mirrored}"
+                    _write(file, value.tobytes())
+                    there[digest, view] = file
 
 
-def _key(
-    captioner: Captioner,
-    frozen_stages: int,
-    pictures: Sequence[Picture],
-    views: int,
-    augmentation: AugmentConfig,
-    precision: str,
-) -> str:
-    """A name for what was computed from what: other weights, pictures or settings get another."""
+def _write(file: Path, content: bytes) -> None:
+    """Write a file so that under its name there is all of it or nothing."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"features cannot be kept in {file.parent}: {error.strerror}; --cache names another folder"
+        ) from error
+
+
+def _listed(folder: Path, size: int) -> dict[tuple[str, int], Path]:
+    """The views that lie in a folder: (digest, view) -> file. One of another size was cut off, and does not count."""
+    found: dict[tuple[str, int], Path] = {}
+    for part in os.scandir(folder) if folder.is_dir() else ():
+        for entry in os.scandir(part.path):
+            if not entry.name.startswith(".") and entry.stat().st_size == size:
+                digest, view, *_ = entry.name.split("-")
+                found[digest, int(view)] = Path(entry.path)
+    return found
+
+
+def _is_mirrored(file: Path) -> bool:
+    return file.name.endswith("-mirrored")
+
+
+def _check_room(cache: Path, needed: int, count: int, views: int) -> None:
+    """Say how much the cache will grow; raises `DataError` where the disk has no room for it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"no folder can be made at {cache}: {error.strerror}; --cache names another") from error
+    free = shutil.disk_usage(cache).free
+    log.info("features: %d of %d views to compute, which take %.2f GB in %s", count, views, needed / 1e9, cache)
+    if needed > free:
+        raise DataError(
+            f"the features need {needed / 1e9:.2f} GB in {cache}, where {free / 1e9:.2f} GB are free; "
+            "remove what older recipes left there, take fewer views, or name another folder with --cache"
+        )
+
+
+def _key(captioner: Captioner, stages: int, precision: str, augmentation: AugmentConfig | None) -> str:
+    """A name for what is computed: with other weights, settings or code it is another."""
     digest = hashlib.sha256()
-    settings = [frozen_stages, views, asdict(captioner.config.preprocess), captioner.config.encoder.name, precision]
-    if views > 1:
+    settings: list[Any] = [stages, asdict(captioner.config.preprocess), captioner.config.encoder.name, precision]
+    settings += [importlib.metadata.version(name) for name in _LIBRARIES]
+    if augmentation is not None:
         settings.append(asdict(augmentation))
     digest.update(json.dumps(settings).encode())
-    for name, value in captioner.encoder.stages[:frozen_stages].state_dict().items():
+    for code in (*_CODE, *(_AUGMENT_CODE if augmentation is not None else ())):
+        digest.update(_meaning(code).encode())
+    for name, value in captioner.encoder.stages[:stages].state_dict().items():
         digest.update(name.encode())
         digest.update((value.detach().cpu().numpy() + 0).tobytes())  # + 0: no negative zeros, which equal others
-    for picture in pictures:
-        digest.update(f"{picture.path}:{picture.offset}:{picture.size}\n".encode())
     return digest.hexdigest()[:20]
+
+
+def _meaning(code: _Code) -> str:
+    """Source code without comments and layout."""
+    return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(code))))

@@ -12,6 +12,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import torch
 
 from model.captioner import Captioner
 from model.checkpoint import load_captioner, save_captioner, write_json
+from model.config import DecoderConfig
 from model.errors import CaptionModelError, CheckpointError
 from training import engine, features
 from training.augment import AugmentConfig
 from training.config import TrainConfig
 from training.data import CaptionData, DataError, read
 from training.process import settle
+from training.train import score_of
 
 log = logging.getLogger("training.interpolate")
 
@@ -33,7 +36,7 @@ SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 
 def between(a: Captioner, b: Captioner, share: float) -> Captioner:
     """A captioner with `share` of b's weights and the rest of a's; both must be of one shape and vocabulary."""
-    if a.vocabulary.words != b.vocabulary.words or a.config.decoder != b.config.decoder:
+    if a.vocabulary.words != b.vocabulary.words or _sizes(a) != _sizes(b):
         raise CheckpointError("the two checkpoints differ in vocabulary or sizes; the second must come from the first")
     made = Captioner(b.config, b.vocabulary)
     theirs = b.state_dict()
@@ -44,6 +47,10 @@ def between(a: Captioner, b: Captioner, share: float) -> Captioner:
         }
     )
     return made.eval()
+
+
+def _sizes(captioner: Captioner) -> DecoderConfig:
+    return replace(captioner.config.decoder, dropout=0.0)  # which no weight depends on
 
 
 def choose(a: Captioner, b: Captioner, data: CaptionData, cache: Path) -> tuple[Captioner, list[dict[str, Any]]]:
@@ -57,11 +64,11 @@ def choose(a: Captioner, b: Captioner, data: CaptionData, cache: Path) -> tuple[
         val = features.cached(
             captioner, stages, data.split("val"), 1, AugmentConfig(), cache, torch.device("cpu"), config.precision
         )
-        result = engine.evaluate(captioner, val, stages, captioner.config.search, config)
-        cider = next(iter(result.cider.values()))
-        if best is None or cider > max(next(iter(row["val_cider"].values())) for row in history):
+        result = engine.evaluate(captioner, val, captioner.config.search, config)
+        score = score_of(result, val.pictures, {})
+        if best is None or score > max(row["score"] for row in history):
             best = captioner
-        history.append({"epoch": step, "share": share, **result.figures()})
+        history.append({"epoch": step, "share": share, **result.figures(), "score": score})
         log.info("%s", history[-1])
     assert best is not None
     return best, history

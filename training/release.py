@@ -10,7 +10,9 @@ import argparse
 import itertools
 import json
 import logging
+import os
 import sys
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +30,7 @@ from model.runtime import load_engine
 from model.vocabulary import words_of
 from training import calibrate
 from training.cider import CiderD
-from training.data import DataError, Picture, read
+from training.data import CaptionData, DataError, Picture, read
 from training.evaluate import caption_pictures, describe, evaluate
 from training.export import export
 from training.metrics import MetricError, expected_calibration_error, repeats_bigram, require_java
@@ -104,8 +106,11 @@ def stages_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
         if (run / METRICS).is_file():
             stages += json.loads((run / METRICS).read_text(encoding="utf-8"))["training"]
             continue
-        recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-        history = json.loads((run / "history.json").read_text(encoding="utf-8"))
+        try:
+            recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+            history = json.loads((run / "history.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{run} is neither a finished run nor a release: {error}") from error
         best = best_epoch(history)
         stages.append({"recipe": recipe, "epochs": len(history), "best_epoch": best["epoch"], "history": history})
     return stages
@@ -150,14 +155,42 @@ def card(facts: Mapping[str, Any]) -> str:
 def release(
     runs: Sequence[Path], specs: Sequence[str], folder: Path, notes: Mapping[str, Any], name: str, version: str
 ) -> None:
-    """Write the release of the last of `runs` into `folder`."""
+    """Write the release of the last of `runs` into `folder`, which keeps what it holds until the new one is whole."""
+    # All that may be missing, before what takes minutes.
     require_java()
-    training = stages_of(runs)  # first: the release among them may be the folder that is written
+    training = stages_of(runs)
+    captioner = load_captioner(runs[-1] / "best")
     data = read(*specs)
+    for split in ("val", "test"):
+        if not data.split(split):
+            raise DataError(f"no {split} pictures in the data; hold some out with PATH:{split}=N")
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        made, old = Path(temporary) / "new", Path(temporary) / "old"
+        _release(training, captioner, data, made, notes, name, version)
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+
+
+def _release(
+    training: Sequence[Mapping[str, Any]],
+    captioner: Captioner,
+    data: CaptionData,
+    folder: Path,
+    notes: Mapping[str, Any],
+    name: str,
+    version: str,
+) -> None:
     val, test = data.split("val"), data.split("test")
     first = val[0].source  # the first data set decides
     chosen_on = [picture for picture in val if picture.source == first]
-    captioner = load_captioner(runs[-1] / "best")
     captioner.config = replace(captioner.config, name=name, version=version)
     outputs, targets = calibrate.teacher_force(captioner, chosen_on)
     temperature = calibrate.fit_temperature(captioner, outputs, targets)

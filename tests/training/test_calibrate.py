@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from model.checkpoint import open_checkpoint, save_captioner
 from model.config import DecoderConfig, ModelConfig, PreprocessConfig
 from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.calibrate import confidence, fit_temperature, main, teacher_force
-from training.data import Picture, read
+from training.data import DataError, Picture, read
 from training.metrics import expected_calibration_error
 
 WORDS = ("a", "dog", "cat", "runs", "sits", "red", "ball")
@@ -47,6 +48,22 @@ def test_teacher_forcing_gives_every_reference_word_once(captioner: Captioner, p
     expected = "a dog runs . a red dog . a <unk> . a cat sits . cat . a red ball .".replace(".", "<end>")
     assert words == expected.split()
     assert len(outputs) == len(targets)
+
+
+def test_broken_pictures_are_skipped_and_counted(
+    captioner: Captioner, pictures: list[Picture], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG but no more")
+    bad = replace(pictures[0], path=tmp_path / "bad.png", size=16)
+    _, expected = teacher_force(captioner, pictures)
+    for batch_size in (1, 2, 32):
+        caplog.clear()
+        outputs, targets = teacher_force(captioner, [bad, *pictures, bad], batch_size)
+        assert len(outputs) == len(targets)
+        assert torch.equal(targets, expected)
+        assert "2 of 5 pictures cannot be decoded and were skipped" in caplog.text
+    with pytest.raises(DataError, match="not one picture could be decoded"):
+        teacher_force(captioner, [bad])
 
 
 def test_teacher_forcing_equals_the_model_run_on_one_caption(captioner: Captioner, pictures: list[Picture]) -> None:

@@ -44,6 +44,8 @@ def test_a_recipe_can_build_on_another(tmp_path: Path) -> None:
         ("[visits]\nmine = -1", "visits must not be negative"),
         ("[visits]\nmine = 'often'", "visits must be Mapping, not"),
         ("[choose]\nmine = 0", "the weights in choose must not be negative, nor all 0"),
+        ("[train]\nepochs = 0", r"train\.epochs must be at least 1, train\.min_steps and train\.warmup not negative"),
+        ("[train]\nwarmup = -0.1", r"train\.warmup not negative"),
         ("[train", "mine.toml: "),
         ("views = 1\nviews = 2", "mine.toml: "),
     ],

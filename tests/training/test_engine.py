@@ -33,12 +33,13 @@ from training.engine import (
     TrainingDiverged,
     WeightAverage,
     cider_loss,
+    descend,
     draw,
     evaluate,
     likelihood_loss,
     memory_of,
     padded,
-    train_one_epoch,
+    training_mode,
 )
 from training.features import Features
 
@@ -67,7 +68,7 @@ def feature_set(captions: Sequence[Sequence[str]], views: int = 1, pixels: bool 
         Picture(f"{i}.png", tuple(mine), "train", "shapes" if i % 2 else "others", Path("none"))
         for i, mine in enumerate(captions)
     )
-    return Features(data, flipped, pictures, ())
+    return Features(data, flipped, pictures, (), 9)
 
 
 def source_of(captioner: Captioner, captions: Sequence[Sequence[str]], views: int = 1, **train: Any) -> CaptionSource:
@@ -154,7 +155,16 @@ def test_long_captions_are_cut(captioner: Captioner) -> None:
     source = source_of(captioner, [["a red circle above a blue square"]], max_words=3)
     (batch,) = source.batches(0, tiny.CPU)
     assert said(captioner, batch.words[0, 0]) == ["a", "red", "circle"]
-    assert batch.words[0, 0, -1] == END
+    assert not (batch.words == END).any()  # it ends later: none is taught here
+    assert said(captioner, torch.tensor(source.ids[0][0])) == [
+        "a",
+        "red",
+        "circle",
+        "above",
+        "a",
+        "blue",
+        "square",
+    ]  # for rewards
 
 
 def test_pixels_are_augmented_anew_at_every_visit(captioner: Captioner) -> None:
@@ -168,7 +178,9 @@ def test_pixels_are_augmented_anew_at_every_visit(captioner: Captioner) -> None:
         ):
             assert batch.inputs.dtype == torch.uint8
             for row, flip, pixels, words in zip(batch.rows, batch.flipped, batch.inputs, batch.words, strict=True):
-                expected, flipped = augment(features.data[row, 0], np.random.default_rng([5, epoch, number, row]), augmentation)
+                expected, flipped = augment(
+                    features.data[row, 0], np.random.default_rng([5, epoch, number, row]), augmentation
+                )
                 np.testing.assert_array_equal(pixels, expected)
                 assert flip == flipped
                 assert said(captioner, words[0])[2] == ("right" if flip else "left")
@@ -184,6 +196,19 @@ def test_padding_goes_behind_the_end(captions: list[list[list[int]]]) -> None:
     for mine, expected in zip(words.tolist(), captions, strict=True):
         for ids, wanted in zip(mine, expected, strict=True):
             assert ids == [START, *wanted, END] + [PAD] * (len(ids) - len(wanted) - 2)
+
+
+@given(
+    st.lists(st.lists(st.lists(st.integers(4, 9), max_size=5), min_size=2, max_size=2), min_size=1, max_size=4),
+    st.integers(1, 6),
+)
+def test_what_is_cut_has_no_end(captions: list[list[list[int]]], most: int) -> None:
+    words = padded(captions, most)
+    for mine, expected in zip(words.tolist(), captions, strict=True):
+        for ids, wanted in zip(mine, expected, strict=True):
+            taught = [START, *wanted, END] if len(wanted) <= most else [START, *wanted[:most]]
+            assert ids == taught + [PAD] * (len(ids) - len(taught))
+    assert words.shape[2] == max(min(len(ids), most) + 1 + (len(ids) <= most) for mine in captions for ids in mine)
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -369,16 +394,42 @@ def test_the_average_follows_the_weights_and_swaps_both_ways() -> None:
     assert torch.equal(layer.weight, last)
 
 
+def test_statistics_that_are_learnt_are_averaged_with_the_weights() -> None:
+    norm = torch.nn.BatchNorm1d(3)
+    average = WeightAverage(norm, decay=0.5)
+    mean, var = torch.zeros(3), torch.ones(3)
+    for step in range(1, 20):
+        norm(torch.randn(8, 3) * step + step)
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = torch.lerp(mean, norm.running_mean, 1 - decay)
+        var = torch.lerp(var, norm.running_var, 1 - decay)
+    assert not torch.allclose(norm.running_mean, mean)
+    average.swap()
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+
+
+def test_the_norm_is_the_gradients_before_it_is_clipped() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.SGD([weight], 1.0)
+    assert descend(weight.square().sum(), optimizer, 5.0) == pytest.approx(10)  # the gradient is (6, 8)
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.0, 0.0]), atol=1e-4, rtol=0)
+    assert weight.grad is None
+
+
 def one_epoch(captioner: Captioner, loss_of: Any, config: TrainConfig, frozen: int = 9) -> list[tuple[float, float]]:
     seen = []
     parameters = list(captioner.decoder.parameters())
     batch = Batch(torch.randn(2, 1280, 1, 1), padded([[[A]], [[RED]]]), [0, 1], [False, False])
     if frozen == 0:
         batch = replace(batch, inputs=torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
-    train_one_epoch(
-        captioner, frozen, iter([batch, batch]), loss_of, torch.optim.SGD(parameters, 0.1), lambda: [0.1], None, config,
-        lambda loss, figure, seconds: seen.append((loss, figure)),
-    )  # fmt: skip
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    training_mode(captioner, frozen, config)
+    for each in (batch, batch):
+        loss, figure = loss_of(memory_of(captioner, each.inputs, frozen), each)
+        descend(loss, optimizer, config.clip)
+        seen.append((float(loss.detach()), figure))
     return seen
 
 
@@ -454,7 +505,7 @@ def test_validation_is_free_running_search_scored_by_source(captioner: Captioner
     features = replace(features, data=noise)
     config, search_config = TrainConfig(precision="fp32", captions_per_picture=2), SearchConfig(max_length=6)
     captioner.train()
-    result = evaluate(captioner, features, 9, search_config, config)
+    result = evaluate(captioner, features, search_config, config)
     assert not captioner.training
     with torch.no_grad():
         of = memory_of(captioner, torch.from_numpy(noise[:, 0]), 9)
@@ -470,3 +521,12 @@ def test_validation_is_free_running_search_scored_by_source(captioner: Captioner
         assert result.cider[source] == pytest.approx(expected)
     loops = [len({*itertools.pairwise(words)}) < len(words) - 1 for words in result.captions]
     assert result.repeated == pytest.approx(np.mean(loops))
+
+
+def test_the_validation_loss_is_of_whole_captions(captioner: Captioner) -> None:
+    features = feature_set([["a red circle above a blue square"]] * 2)
+    losses = [
+        evaluate(captioner, features, SearchConfig(max_length=6), TrainConfig(precision="fp32", max_words=most)).loss
+        for most in (3, 20)
+    ]
+    assert losses[0] == pytest.approx(losses[1])

@@ -115,7 +115,7 @@ def test_one_is_evaluated_as_the_engine_does_and_two_as_themselves(tmp_path: Pat
     alone = []
     for made in members:
         val = features.cached(made, stages, pictures, 1, AugmentConfig(), tmp_path / "cache", tiny.CPU, "fp32")
-        alone.append(engine.evaluate(made, val, stages, SearchConfig(max_length=6), config))
+        alone.append(engine.evaluate(made, val, SearchConfig(max_length=6), config))
     one = together(members[0])
     assert (one.captions, one.cider) == (alone[0].captions, alone[0].cider)
     assert one.loss == pytest.approx(alone[0].loss)

@@ -3,8 +3,15 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from model.runtime import load_engine
+from model.runtime.openvino_engine import OpenVINOEngine
+from training import process
+from training.process import native
 
 _SCRIPT = """
 import resource, sys
@@ -39,3 +46,19 @@ def test_denormals_are_flushed_and_freed_memory_is_kept() -> None:
     denormal, kept = run("as it was")
     assert denormal > 0
     assert kept < 50
+
+
+def test_auto_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for has, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(process, "_cpu_has_bf16", lambda has=has: has)
+        assert native("auto", cpu) == expected
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has)
+        assert native("auto", torch.device("cuda")) == expected
+        assert [native(precision, cpu) for precision in ("bf16", "fp32")] == ["bf16", "fp32"]
+
+
+def test_the_processor_is_asked_as_the_engine_asks(checkpoint: Path) -> None:
+    engine = load_engine(checkpoint, "cpu", "openvino")
+    assert isinstance(engine, OpenVINOEngine)
+    assert process._cpu_has_bf16() == (engine._encoder_precision == "bf16")

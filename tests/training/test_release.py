@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import write_json
+from model.checkpoint import open_checkpoint, save_captioner, write_json
 from model.config import SearchConfig
+from model.errors import CaptionModelError
 from tests.training import tiny
 from training import release
-from training.data import Picture
+from training.data import DataError, Picture
 
+STAGES_OF = release.stages_of
 EMBEDDED = Path(__file__).parents[2] / "model" / "weights" / "default"
 
 
@@ -101,3 +104,79 @@ def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.Capture
     assert release.main([*arguments, "--name", "tiny", "--version", "1"]) == 1
     assert "lacks failures, limits, terms" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A run, its data, and a release of before in the folder `to`; what takes minutes or Java is left out."""
+    data = tiny.shapes(tmp_path)
+    run = write_run(tmp_path / "run", "a", [1.0])
+    save_captioner(tiny.captioner(data), run / "best", {})
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / "README.md").write_text("the release of before")
+    (to / "graphs").mkdir()
+    (to / "graphs" / "stale.xml").write_text("")
+
+    def evaluate(_: Any, pictures: Sequence[Picture], searches: Sequence[SearchConfig]) -> list[Any]:
+        names = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "repeated_bigrams")
+        figures = {**dict.fromkeys(names, 1.0), "pictures": 1, "distinct_captions": 1, "mean_length": 1.0}
+        return [SimpleNamespace(source="shapes", pictures=pictures, facts=lambda: figures)]
+
+    monkeypatch.setattr(release, "require_java", lambda: None)
+    monkeypatch.setattr(release, "export", lambda folder: None)
+    monkeypatch.setattr(release, "load_engine", lambda *_: None)
+    monkeypatch.setattr(release, "choose_search", lambda *_: (SearchConfig(), []))
+    monkeypatch.setattr(release, "evaluate", evaluate)
+    monkeypatch.setattr(release, "stages_of", lambda _: [])
+    notes = {"intended": "tests", "data": [], "terms": "none", "limits": [], "failures": []}
+    data_folder = data.pictures[0].path.parent.parent
+    return SimpleNamespace(
+        run=run, to=to, data=data_folder,
+        release=lambda: release.release([run], [str(data_folder)], to, notes, "tiny", "2"),
+    )  # fmt: skip
+
+
+def test_a_release_replaces_the_folder_as_a_whole(made: SimpleNamespace) -> None:
+    (made.data / "Images" / "dev-0001.png").write_bytes(b"\x89PNG but no more")  # one broken picture is skipped
+    made.release()
+    assert made.to.joinpath("README.md").read_text().startswith("# tiny 2")
+    assert open_checkpoint(made.to).config.version == "2"
+    assert not (made.to / "graphs").exists()
+    assert sorted(path.name for path in made.to.parent.iterdir()) == ["run", "shapes", "to"]  # and nothing beside it
+
+
+@pytest.mark.parametrize("what", ["val", "test", "best", "recipe.json"])
+def test_what_is_missing_is_found_before_anything_is_done(
+    what: str, made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("minutes of work")
+
+    monkeypatch.setattr(release.calibrate, "teacher_force", never)
+    if what in ("val", "test"):
+        listing = made.data / f"Flickr_8k.{'dev' if what == 'val' else what}Images.txt"
+        listing.write_text("")
+    elif what == "best":
+        shutil.rmtree(made.run / "best")
+    else:
+        (made.run / what).unlink()
+        monkeypatch.setattr(release, "stages_of", STAGES_OF)
+    with pytest.raises(
+        (DataError, CaptionModelError), match=rf"no {what} pictures|checkpoint folder|neither a finished"
+    ):
+        made.release()
+    assert made.to.joinpath("README.md").read_text() == "the release of before"
+
+
+def test_a_release_that_fails_late_leaves_the_folder_as_it_was(
+    made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise DataError("not one picture could be decoded")
+
+    monkeypatch.setattr(release, "evaluate", failing)
+    with pytest.raises(DataError):
+        made.release()
+    assert sorted(path.name for path in made.to.iterdir()) == ["README.md", "graphs"]
+    assert sorted(path.name for path in made.to.parent.iterdir()) == ["run", "shapes", "to"]

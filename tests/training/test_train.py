@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from model.captioner import Captioner
-from model.checkpoint import load_captioner, open_checkpoint
+from model.checkpoint import load_captioner, open_checkpoint, save_captioner
 from model.config import EncoderConfig, SearchConfig
 from model.encoder import fold_norms
 from model.errors import ConfigError
@@ -24,18 +25,28 @@ from model.vocabulary import Vocabulary
 from tests.model.tiny import liven
 from tests.training import tiny
 from tests.training.shapes import write_shapes
-from training import engine
-from training.config import Recipe
+from training import engine, process
+from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
 from training.engine import Evaluation, TrainingDiverged
-from training.train import _parameter_groups, _schedule, best_epoch, chosen_by, extended, main, train
+from training.train import (
+    FEWEST,
+    _parameter_groups,
+    _schedule,
+    best_epoch,
+    chosen_by,
+    extended,
+    inherited,
+    main,
+    train,
+)
 
 ALWAYS, NEVER = -1.0, 1e9  # save_every: after each step, or only after each epoch
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
-    return tiny.shapes(tmp_path_factory.mktemp("data"))
+    return tiny.shapes(tmp_path_factory.mktemp("data"), val=FEWEST)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +208,78 @@ def test_the_schedule_warms_up_and_falls_to_a_twentieth() -> None:
     assert rates[100] == pytest.approx(0.05)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert _schedule(3, 2, 10) == pytest.approx(0.4)  # a run shorter than its warm-up
+    for steps in (25, 100, 5000):  # a share is of the steps that there are
+        assert _schedule(round(0.2 * steps), steps, 0.2) == pytest.approx(1)
+        assert _schedule(0, steps, 0.2) == pytest.approx(5 / steps)
+    assert _schedule(0, 10, 0.0) == 1
+
+
+def test_a_small_set_gets_more_epochs_and_as_much_more_patience(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 steps an epoch: 7 epochs in place of 2, and a patience of 3.5 in place of 1."""
+    scores = iter([9.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    monkeypatch.setattr(engine, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": next(scores)}, 1.0, 0.0))
+    run(tiny.recipe(epochs=2, min_steps=20, patience=2, warmup=0.5), data, tmp_path / "whole", cache)
+    history = json.loads((tmp_path / "whole" / "history.json").read_text())
+    rates = [entry["learning_rate"] for entry in history]
+    assert len(history) == 7
+    assert max(rates) == rates[3] == pytest.approx(1e-2, rel=0.1)  # the warm-up is half of these 21 steps
+    scores = iter([9.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    run(tiny.recipe(epochs=2, min_steps=20, patience=1), data, tmp_path / "stopped", cache)
+    assert len(json.loads((tmp_path / "stopped" / "history.json").read_text())) == 5
+    scores = iter([9.0, 5.0])
+    run(tiny.recipe(epochs=2, min_steps=5), data, tmp_path / "large", cache)
+    assert len(json.loads((tmp_path / "large" / "history.json").read_text())) == 2
+
+
+def test_of_too_few_validation_pictures_the_loss_chooses_the_best_epoch(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = (*data.split("train"), *data.split("val")[:1])
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(engine, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": 0.0}, next(losses), 0.0))
+    best = run(tiny.recipe(epochs=3), CaptionData(some, {}), tmp_path, cache)
+    assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
+    assert best_epoch(json.loads((tmp_path / "history.json").read_text()))["epoch"] == 2
+    assert f"shapes has fewer than {FEWEST} validation pictures" in caplog.text
+
+
+def test_what_is_cut_is_counted_before_training(
+    data: CaptionData, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tiny.recipe(epochs=1, max_words=7), data, tmp_path / "short", cache)
+    longer = sum(len(p.captions[0].split()) > 7 for p in data.split("train"))
+    assert 0 < longer < 22
+    assert f"{longer} of 22 captions are longer than train.max_words (7)" in caplog.text
+    caplog.clear()
+    run(tiny.recipe(epochs=1), data, tmp_path / "long", cache)
+    assert "longer than" not in caplog.text
+
+
+def test_rates_norms_and_speed_are_logged(
+    data: CaptionData, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    caplog.set_level("INFO", "training")
+    run(tiny.recipe(), data, tmp_path, cache)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name in ("learning_rate", "gradient_norm", "pictures_per_second"):
+        assert [event.step for event in events.Scalars(name)] == [1, 2]
+        assert all(event.value > 0 for event in events.Scalars(name))
+    assert len(re.findall(r'"learning_rate": .*"gradient_norm": .* pictures/s', caplog.text)) == 2
+
+
+def test_bf16_is_for_processors_that_have_it(
+    data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the record says which it was."""
+    for has, expected in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr(process, "_cpu_has_bf16", lambda has=has: has)
+        best = run(tiny.recipe(epochs=1, precision="auto"), data, tmp_path / expected, cache)
+        assert open_checkpoint(best).metrics["recipe"]["train"]["precision"] == expected
 
 
 # --- resume ----------------------------------------------------------------------------------------
@@ -219,7 +302,6 @@ def test_a_run_killed_at_any_step_or_validation_ends_like_one_never_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """3 steps and a validation, twice; each calls `likelihood_loss` once."""
-    monkeypatch.setattr("training.config.TrainConfig.__eq__", _equal_but_for_saving)
     recipe = tiny.recipe(save_every=save_every, **FULL)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "likelihood_loss", dying(engine.likelihood_loss, at))
@@ -227,10 +309,6 @@ def test_a_run_killed_at_any_step_or_validation_ends_like_one_never_killed(
             run(recipe, data, tmp_path, cache)
     run(recipe, data, tmp_path, cache)
     assert_same(result(tmp_path), unbroken)
-
-
-def _equal_but_for_saving(mine: Any, other: Any) -> bool:
-    return asdict(mine) | {"save_every": 0} == asdict(other) | {"save_every": 0}
 
 
 @pytest.mark.parametrize("at", [2, 3, 4, 5, 6, 7])
@@ -303,15 +381,41 @@ def test_a_finished_run_is_not_run_again(
     assert_same(result(tmp_path), before)
 
 
-def test_a_folder_of_another_recipe_or_other_data_is_refused(data: CaptionData, cache: Path, tmp_path: Path) -> None:
-    run(tiny.recipe(epochs=1), data, tmp_path / "run", cache)
-    with pytest.raises(DataError, match=r"holds a run of another recipe; take another --run folder"):
-        run(tiny.recipe(epochs=2), data, tmp_path / "run", cache)
-    fewer_words = CaptionData(
-        tuple(p for p in data.pictures if p.split != "train" or "triangle" not in p.captions[0]), {}
+def test_a_folder_of_another_run_is_refused_and_what_differs_is_named(
+    data: CaptionData, cache: Path, tmp_path: Path
+) -> None:
+    recipe, folder = tiny.recipe(epochs=1), tmp_path / "run"
+    init = run(recipe, data, tmp_path / "first", cache)
+    other_init = run(tiny.recipe(epochs=1, seed=5), data, tmp_path / "second", cache)
+    run(recipe, data, folder, cache, init)
+    train_pictures, val_pictures = data.split("train"), data.split("val")
+    one = replace(train_pictures[0], captions=("a red circle",))
+    taught = replace(recipe, train=replace(recipe.train, teacher_share=0.5))
+
+    def refusal(recipe: Recipe, pictures: Sequence[Any], init: Path = init, teachers: Sequence[Path] = ()) -> str:
+        with pytest.raises(DataError, match=r"holds another run, with other .*; take another --run folder") as raised:
+            run(recipe, CaptionData(tuple(pictures), {}), folder, cache, init, teachers)
+        return re.findall(r"with other (.*); take", str(raised.value))[0]
+
+    assert refusal(tiny.recipe(epochs=2, clip=1.0), data.pictures) == (
+        "train.clip of the recipe (5.0 there, 1.0 here), train.epochs of the recipe (1 there, 2 here)"
     )
-    with pytest.raises(DataError, match=r"holds a run on other data; take another --run folder"):
-        run(tiny.recipe(epochs=1), fewer_words, tmp_path / "run", cache)
+    assert refusal(recipe, [one, *train_pictures[1:], *val_pictures]) == "training captions"
+    assert refusal(recipe, [*train_pictures[1:], *val_pictures]) == "training pictures, training captions"
+    assert refusal(recipe, [*train_pictures, *val_pictures[1:]]) == "validation pictures, validation captions"
+    assert refusal(recipe, data.pictures, other_init) == "init"
+    assert refusal(taught, data.pictures, init, [init]).startswith("teachers, train.teacher_share of the recipe")
+    changed = tmp_path / "changed.png"  # the same name and captions, another picture
+    changed.write_bytes(train_pictures[1].read_bytes())
+    in_place = replace(train_pictures[0], path=changed, size=changed.stat().st_size)
+    assert refusal(recipe, [in_place, *train_pictures[1:], *val_pictures]) == "training pictures"
+    run(tiny.recipe(epochs=1, save_every=5.0), data, folder, cache, init)  # how often it saves makes no difference
+
+
+def test_a_folder_with_another_vocabulary_is_refused(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    run(tiny.recipe(epochs=1), data, tmp_path, cache)
+    with pytest.raises(DataError, match=r"with other vocabulary, min_count of the recipe \(1 there, 9 here\)"):
+        run(replace(tiny.recipe(epochs=1), min_count=9), data, tmp_path, cache)
 
 
 # --- from a checkpoint -----------------------------------------------------------------------------
@@ -332,8 +436,6 @@ def test_training_goes_on_from_a_checkpoint(data: CaptionData, cache: Path, tmp_
 def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
     data: CaptionData, cache: Path, tmp_path: Path
 ) -> None:
-    from model.checkpoint import save_captioner
-
     captioner = tiny.captioner(data)
     captioner.config = replace(captioner.config, temperature=1.7)
     save_captioner(captioner, tmp_path / "init", {})
@@ -403,6 +505,48 @@ def test_a_set_that_is_not_there_is_named(key: Any, data: CaptionData, cache: Pa
         run(replace(tiny.recipe(), **{key: {"nonesuch": 1.0}}), data, tmp_path, cache)
 
 
+def test_what_a_checkpoint_gives_is_written_down_as_what_ran(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    first = run(tiny.recipe(epochs=1), data, tmp_path / "first", cache)
+    file = tmp_path / "more.toml"
+    file.write_text("""
+[model]
+name = "more"
+decoder.dropout = 0.1
+[train]
+epochs = 1
+precision = "fp32"
+""")
+    recipe = find_recipe(str(file), inherited(first))
+    best = run(recipe, data, tmp_path / "more", cache, first)
+    written = json.loads((tmp_path / "more" / "recipe.json").read_text())
+    assert written == open_checkpoint(best).metrics["recipe"]
+    model = written["model"]
+    assert model == json.loads(json.dumps(asdict(open_checkpoint(best).config)))
+    assert (model["encoder"]["name"], model["preprocess"]["size"]) == ("efficientnet_lite0", 32)
+    assert (model["decoder"]["hidden_size"], model["decoder"]["dropout"], model["name"]) == (16, 0.1, "more")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model.decoder.hidden_size = 512", r"model\.decoder\.hidden_size is 512, there 16; leave these keys out"),
+        ("model.encoder.name = 'efficientnet_lite1'", "model.encoder.name is 'efficientnet_lite1', there"),
+        ("model.preprocess.size = 224", "model.preprocess.size is 224, there 32"),
+        ("vocabulary = 'pieces'", "vocabulary is 'pieces', there 'words'"),
+    ],
+)
+def test_a_key_that_conflicts_with_the_checkpoint_is_an_error(
+    text: str, message: str, data: CaptionData, tmp_path: Path
+) -> None:
+    """Also where it is set to what would have been the default (512, 224)."""
+    save_captioner(tiny.captioner(data), tmp_path / "init", {})
+    (tmp_path / "mine.toml").write_text(text)
+    recipe = find_recipe(str(tmp_path / "mine.toml"), inherited(tmp_path / "init"))
+    with pytest.raises(ConfigError, match=message):
+        run(recipe, data, tmp_path / "run", tmp_path / "cache", tmp_path / "init")
+    assert not (tmp_path / "run").exists()
+
+
 # --- from teachers ---------------------------------------------------------------------------------
 
 
@@ -418,8 +562,6 @@ def test_what_is_taught_is_learnt(data: CaptionData, cache: Path, tmp_path: Path
 
 
 def test_teachers_that_do_not_fit_are_refused(data: CaptionData, cache: Path, tmp_path: Path) -> None:
-    from model.checkpoint import save_captioner
-
     mine = tiny.captioner(data)
     other, folded = copy.deepcopy(mine), copy.deepcopy(mine)
     with torch.no_grad():
@@ -438,7 +580,7 @@ def test_teachers_that_do_not_fit_are_refused(data: CaptionData, cache: Path, tm
         save_captioner(captioner, tmp_path / name, {})
     taught = tiny.recipe(teacher_share=0.5)
     run(taught, data, tmp_path / "learnt", cache, tmp_path / "mine", [tmp_path / "folded"])
-    stages = "the first 9 encoder stages"
+    stages = "the first 8 encoder stages"
     messages = {"wordy": "another vocabulary", "larger": "takes other pixels", "other": stages, "another": stages}
     for name, message in messages.items():
         with pytest.raises(DataError, match=message):
@@ -594,3 +736,4 @@ precision = "fp32"
     assert opened.config.name == "small"
     assert opened.config.preprocess.mean == pytest.approx((123.675, 116.28, 103.53))  # resnet's own
     assert opened.metrics["recipe"]["train"]["seed"] == 7
+    assert opened.metrics["recipe"]["model"]["preprocess"]["mean"] == list(opened.config.preprocess.mean)  # as it ran
