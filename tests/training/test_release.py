@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,3 +181,15 @@ def test_a_release_that_fails_late_leaves_the_folder_as_it_was(
         made.release()
     assert sorted(path.name for path in made.to.iterdir()) == ["README.md", "graphs"]
     assert sorted(path.name for path in made.to.parent.iterdir()) == ["run", "shapes", "to"]
+
+
+def test_the_shipped_record_says_what_ran() -> None:
+    """Runs that start from a checkpoint have its sizes."""
+    shipped = open_checkpoint(EMBEDDED)
+    for stage in shipped.metrics["training"]:
+        if model := stage["recipe"].get("model"):
+            wide = {"hidden_size": 512, "attention_heads": 8} if "wide" in stage["recipe"]["name"] else {}
+            sizes = {**asdict(shipped.config.decoder), **wide, "dropout": model["decoder"]["dropout"]}
+            assert model["encoder"] == asdict(shipped.config.encoder)
+            assert model["preprocess"] == json.loads(json.dumps(asdict(shipped.config.preprocess)))
+            assert model["decoder"] == {key: sizes[key] for key in model["decoder"]}
