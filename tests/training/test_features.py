@@ -278,7 +278,7 @@ def test_a_disk_that_runs_full_is_a_clear_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(DataError, match=r"cannot be kept as .*: No space left on device; --cache names another"):
+        with pytest.raises(DataError, match=r"cannot be kept in .*: No space left on device; --cache names another"):
             compute(captioner, data.split("val"), tmp_path)
     assert len(stored(tmp_path)) == 3
     whole = rows(compute(captioner, data.split("val"), tmp_path))
