@@ -76,7 +76,7 @@ def evaluate(
     if len({member.vocabulary.words for member in members}) > 1:
         raise CheckpointError("captioners of different vocabularies have no mean")
     members = [member.to(device).eval() for member in members]
-    stages = [len(member.encoder.stages) for member in members]
+    stages = [features.before_head(member, len(member.encoder.stages)) for member in members]
     seen = [
         features.cached(member, count, pictures, 1, AugmentConfig(), cache, device, config.precision)
         for member, count in zip(members, stages, strict=True)

@@ -1,8 +1,8 @@
 """What enters the trained part of the encoder, computed once and cached on disk.
 
-With a frozen encoder that is the grid of region features, or what enters the last stage where that is smaller
-(a 1 x 1 convolution makes 1280 channels of 320: cheaper to repeat than to read); with its last stages trained it is
-what the frozen stages before them give; with every stage trained it is the pixels themselves.
+With a frozen encoder that is the grid of region features, or better what enters the 1 x 1 convolution that makes
+several times more of it (`before_head`); with its last stages trained it is what the frozen stages before them give;
+with every stage trained it is the pixels themselves.
 
 A file holds one view of one picture. It is named by the digest of the picture's bytes, in a folder named by the digest
 of all else that it depends on, weights, settings and code. It is written aside and renamed, so what is there is whole,
@@ -91,7 +91,7 @@ class Features:
 
 def cached(
     captioner: Captioner,
-    frozen_stages: int,
+    stages: int,
     pictures: Sequence[Picture],
     views: int,
     augmentation: AugmentConfig,
@@ -100,7 +100,7 @@ def cached(
     precision: str = "auto",
     digests: Sequence[str] | None = None,
 ) -> Features:
-    """`Features` of `pictures` after the encoder's first `frozen_stages` stages, from `cache` where they lie there.
+    """`Features` of `pictures` after the encoder's first `stages` stages, from `cache` where they lie there.
 
     View 0 is the picture as it is; view v > 0 is augmented, by a generator seeded with the picture's bytes and v.
     digests: `contents(pictures)`, where that is known.
@@ -108,7 +108,7 @@ def cached(
     """
     precision = native(precision, device)
     digests = contents(pictures) if digests is None else digests
-    stages, row, dtype = _entering(captioner, frozen_stages, device)
+    row, dtype = _row(captioner, stages), np.dtype(np.float16 if stages else np.uint8)
     if stages == 0:
         views = 1  # pixels: augmented anew at every visit instead
     size = math.prod(row) * dtype.itemsize
@@ -156,21 +156,25 @@ def contents(pictures: Sequence[Picture]) -> list[str]:
         return list(pool.map(digest, pictures))
 
 
+def before_head(captioner: Captioner, frozen_stages: int) -> int:
+    """After how many of the frozen stages to cache for training: all, or all but a last one that makes more of it.
+
+    That is where the whole encoder is frozen and ends in a 1 x 1 convolution, which is cheap and need not learn.
+    """
+    if frozen_stages < len(captioner.encoder.stages) or frozen_stages < 2:
+        return frozen_stages
+    sizes = [math.prod(_row(captioner, stages)) for stages in (frozen_stages - 1, frozen_stages)]
+    return frozen_stages - 1 if sizes[0] < sizes[1] else frozen_stages
+
+
 @torch.inference_mode()
-def _entering(
-    captioner: Captioner, frozen_stages: int, device: torch.device
-) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-    """After how many stages to cache, and shape and type of what a picture then is."""
+def _row(captioner: Captioner, stages: int) -> tuple[int, ...]:
+    """The shape of what a picture is after so many stages."""
     size = captioner.config.preprocess.size
-    if frozen_stages == 0:
-        return 0, (size, size, 3), np.dtype(np.uint8)
-    stages = captioner.encoder.stages.eval()
-    blank = captioner.normalise(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
-    before = stages[: frozen_stages - 1](blank)
-    after = stages[frozen_stages - 1](before)
-    if frozen_stages == len(stages) > 1 and before.numel() < after.numel():
-        frozen_stages, after = frozen_stages - 1, before
-    return frozen_stages, tuple(after.shape[1:]), np.dtype(np.float16)
+    if stages == 0:
+        return size, size, 3
+    blank = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=captioner.mean.device)
+    return tuple(captioner.encoder.stages[:stages].eval()(captioner.normalise(blank)).shape[1:])
 
 
 def _compute(

@@ -60,7 +60,7 @@ def choose(a: Captioner, b: Captioner, data: CaptionData, cache: Path) -> tuple[
     history: list[dict[str, Any]] = []
     for step, share in enumerate(SHARES, 1):
         captioner = between(a, b, share)
-        stages = len(captioner.encoder.stages)
+        stages = features.before_head(captioner, len(captioner.encoder.stages))
         val = features.cached(
             captioner, stages, data.split("val"), 1, AugmentConfig(), cache, torch.device("cpu"), config.precision
         )

@@ -87,7 +87,8 @@ def train(
 
     # --- pictures and captions
     def cached(split: str, views: int) -> features.Features:
-        return features.cached(captioner, frozen, data.split(split), views, recipe.augment, cache, device,
+        stages = features.before_head(captioner, frozen)
+        return features.cached(captioner, stages, data.split(split), views, recipe.augment, cache, device,
                                config.precision, digests[split])  # fmt: skip
 
     train_set, val_set = cached("train", recipe.views), cached("val", 1)

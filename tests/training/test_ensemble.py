@@ -111,7 +111,7 @@ def test_one_is_evaluated_as_the_engine_does_and_two_as_themselves(tmp_path: Pat
     def together(*of: Captioner) -> engine.Evaluation:
         return ensemble.evaluate(of, pictures, tmp_path / "cache", tiny.CPU, SearchConfig(max_length=6), config)
 
-    stages = len(members[0].encoder.stages)
+    stages = features.before_head(members[0], len(members[0].encoder.stages))
     alone = []
     for made in members:
         val = features.cached(made, stages, pictures, 1, AugmentConfig(), tmp_path / "cache", tiny.CPU, "fp32")

@@ -21,7 +21,7 @@ from training import features
 from training.augment import AugmentConfig, augment
 from training.data import CaptionData, DataError, Picture
 from training.engine import memory_of
-from training.features import Features, cached
+from training.features import Features, before_head, cached
 
 FLIPS = AugmentConfig(flip=True, min_scale=0.8)
 
@@ -71,18 +71,18 @@ def test_a_frozen_encoder_is_cached_before_a_last_stage_that_makes_more_of_it(
 ) -> None:
     """Lite's head makes 1280 channels of 320; what the decoder reads stays the same."""
     pictures = data.split("val")
-    found = compute(captioner, pictures, tmp_path, frozen=9)
+    assert before_head(captioner, 9) == 8
+    assert [before_head(captioner, frozen) for frozen in (0, 1, 7, 8)] == [0, 1, 7, 8]  # cut where training begins
+    assert compute(captioner, pictures, tmp_path, frozen=9).data.shape == (6, 1, 1280, 1, 1)
+    found = compute(captioner, pictures, tmp_path, frozen=8)
     assert (found.stages, found.data.shape) == (8, (6, 1, 320, 1, 1))
     pixels = np.stack([preprocess.to_pixels(p.open(), captioner.config.preprocess) for p in pictures])
     with torch.no_grad():
         mine = memory_of(captioner.eval(), found.batch(range(6), [0] * 6, tiny.CPU), found.stages)
         for part, expected in zip(mine, captioner.encode(torch.from_numpy(pixels)), strict=True):
             torch.testing.assert_close(part, expected, atol=1e-2, rtol=1e-2)
-    assert compute(captioner, pictures, tmp_path, frozen=8).stages == 8  # trained: cut where training begins
-    assert compute(captioner, pictures, tmp_path, frozen=7).stages == 7
     resnet = replace(captioner.config, encoder=EncoderConfig("resnet18"))  # its last stage makes less, not more
-    found = compute(Captioner(resnet, captioner.vocabulary), pictures, tmp_path, frozen=5)
-    assert (found.stages, found.data.shape) == (5, (6, 1, 512, 1, 1))
+    assert before_head(Captioner(resnet, captioner.vocabulary), 5) == 5
 
 
 def test_views_are_augmented_by_content_and_number(captioner: Captioner, data: CaptionData, tmp_path: Path) -> None:
