@@ -37,5 +37,5 @@ def native(precision: str, device: torch.device) -> str:
 
 @cache
 def _cpu_has_bf16() -> bool:
-    """Asked as the serving engine asks; torch computes with bf16 on any CPU, ten times slower than with float32."""
+    """Asked as the serving engine asks; torch computes with bf16 on any CPU, on most slower than with float32."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
