@@ -1,12 +1,11 @@
-"""Fits the last stage of a caption (`model.rerank`): by what feature pictures are alike, and whom to believe how much."""
+"""Fits the last stage of a caption (`model.rerank`): what makes pictures alike, and whom to believe how much."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +127,7 @@ def choose(
     candidates: Sequence[Candidates], sources: Sequence[str], weights: Mapping[str, float], base: RerankConfig
 ) -> tuple[RerankConfig, list[dict[str, Any]]]:
     """The settings with the best mean CIDEr, sets weighted as `weights` says, of those tried; and what each gave."""
-    tried = []
+    tried: list[tuple[float, RerankConfig, dict[str, float]]] = []
     has_tags = any(mine.tags.any() for mine in candidates)
     for count, search, tags in itertools.product(NEIGHBOURS, SEARCH_WEIGHTS, TAG_WEIGHTS if has_tags else (0.0,)):
         config = replace(base, neighbours=count, search=search, tags=tags)
@@ -137,6 +136,6 @@ def choose(
             source: float(ciders[[name == source for name in sources]].mean()) for source in dict.fromkeys(sources)
         }
         mean = sum(by_set[name] * weight for name, weight in weights.items()) / sum(weights.values())
-        tried.append({"neighbours": count, "search": search, "tags": tags, "cider": by_set, "mean": mean})
-    best = max(tried, key=lambda row: row["mean"])
-    return replace(base, neighbours=best["neighbours"], search=best["search"], tags=best["tags"]), tried
+        tried.append((mean, config, by_set))
+    _, best, _ = max(tried, key=lambda row: row[0])
+    return best, [{**asdict(config), "cider": by_set, "mean": mean} for mean, config, by_set in tried]
