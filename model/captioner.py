@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import encoder as encoders
 from model.config import ModelConfig
 from model.decoder import Decoder, Memory
 from model.vocabulary import Vocabulary
+
+
+class Seen(NamedTuple):
+    """What is known of B pictures before a word is said.
+
+    memory: for the decoder. feature: (B, d), what similar pictures are found by. tags: (B, G), probabilities that
+    people would use each of the tags' words. Without them d or G is 0.
+    """
+
+    memory: Memory
+    feature: Tensor
+    tags: Tensor
+
+
+class TagHead(nn.Module):
+    """Region features -> how likely people use each of G words of the picture.
+
+    A thing is seen where it is: each region has a say, and the mean of their exponentials (a soft maximum, as
+    multiple-instance learning asks for, Fang et al. 2015, arXiv:1411.4952) is joined by what the whole picture says.
+    slope and shift are fitted on validation pictures, so that probabilities are calibrated (Platt 1999).
+    """
+
+    def __init__(self, channels: int, tags: int) -> None:
+        super().__init__()
+        self.region = nn.Linear(channels, tags)
+        self.whole = nn.Linear(channels, tags)
+        self.slope = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.shift = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, L, D) -> logits (B, G)."""
+        regions: Tensor = self.region(features)  # (B, L, G)
+        logits: Tensor = regions.logsumexp(1) - math.log(features.shape[1]) + self.whole(features.mean(1))
+        return self.slope * logits + self.shift
 
 
 class Captioner(nn.Module):
@@ -24,6 +61,9 @@ class Captioner(nn.Module):
         size = config.preprocess.size
         self.grid = _grid(self.encoder, size)
         self.decoder = Decoder(config.decoder, self.encoder.channels, self.grid[0] * self.grid[1], len(vocabulary))
+        self.tags = TagHead(self.encoder.channels, len(config.tags)) if config.tags else None
+        size = config.rerank.size
+        self.feature = nn.Linear(self.encoder.channels, size) if size else None
         self.register_buffer("mean", torch.tensor(config.preprocess.mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.preprocess.std), persistent=False)
         self.mean: Tensor
@@ -39,6 +79,16 @@ class Captioner(nn.Module):
     def encode(self, pixels: Tensor) -> Memory:
         """(B, S, S, 3) uint8 pictures -> what the decoder needs of them."""
         return self.decoder.memory(self.encoder(self.normalise(pixels)))
+
+    def see(self, pixels: Tensor) -> Seen:
+        """(B, S, S, 3) uint8 pictures -> all that is known of them."""
+        x = self.encoder(self.normalise(pixels))  # (B, L, D)
+        nothing = x.new_zeros(len(x), 0)
+        return Seen(
+            self.decoder.memory(x),
+            nothing if self.feature is None else F.normalize(self.feature(x.mean(1)), dim=-1),
+            nothing if self.tags is None else self.tags(x).sigmoid(),
+        )
 
     def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
         """Pictures and N captions each (B, N, T), teacher-forced -> logits (B, N, T, V)."""

@@ -4,6 +4,7 @@
     model.safetensors  the weights, matrices in float16, vectors in float32
     metrics.json       what was measured, and the model card's facts (served at GET /model)
     README.md          the model card
+    neighbours.npz     captions of similar training pictures, where candidates are ranked by them (model.neighbours)
     graphs/            the exported serving graphs
 
 No pickle anywhere. Reading needs neither torch nor the data the model was trained on.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, METRICS, GRAPHS = "config.json", "model.safetensors", "metrics.json", "graphs"
+NEIGHBOURS = "neighbours.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def write_config(folder: Path, config: ModelConfig, vocabulary: Vocabulary, grap
 
     Without its digest a graph is refused: no engine runs the graphs of other weights than the folder's.
     """
-    files = [folder / WEIGHTS, *(sorted((folder / GRAPHS).glob("*")) if graphs else ())]
+    files = [folder / WEIGHTS, folder / NEIGHBOURS, *(sorted((folder / GRAPHS).glob("*")) if graphs else ())]
     write_json(
         folder / CONFIG,
         {

@@ -73,6 +73,20 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RerankConfig:
+    """How the candidates of a search are put in order; fitted on validation when a checkpoint is released.
+
+    score = consensus with the captions of similar pictures + search * the search's own score
+            + tags * mean log-odds of the tags among the caption's words
+    """
+
+    size: int = 0  # dimensions of the feature that similar pictures are found by; 0: the search's own order stays
+    neighbours: int = 20  # similar pictures asked
+    search: float = 1.0
+    tags: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A whole captioner."""
 
@@ -82,6 +96,9 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    rerank: RerankConfig = field(default_factory=RerankConfig)
+    tags: tuple[str, ...] = ()  # words that the tag head looks for in a picture
+    review_below: float = 0.0  # captions less confident than this want a look by a person
     temperature: float = 1.0  # divides the logits so that probabilities are calibrated (fitted on validation)
 
 
@@ -118,6 +135,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return any(type(value) is type(one) and value == one for one in arguments)  # true is no 1
     if get_origin(hint) is tuple:
+        if arguments[1:] == (...,):
+            arguments = arguments[:1] * len(value) if isinstance(value, tuple) else arguments
         return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if get_origin(hint) is Mapping:
         return isinstance(value, Mapping) and all(

@@ -13,6 +13,7 @@ games that nobody plays here, and so one sparse product instead of a hundred com
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model.errors import CheckpointError
 
 ORDERS = 4  # n-grams of 1 to 4 tokens
 _LEVELS = 255  # of a weight in 8 bits
@@ -53,7 +56,7 @@ class Neighbours:
             frequency.update({gram for orders in mine for order in orders for gram in order.tolist()})
         hashes = np.array(sorted(gram for gram, count in frequency.items() if count > 1), np.uint32)
         unseen = float(np.log(len(captions)))
-        idf = unseen - np.log(np.array([frequency[gram] for gram in hashes.tolist()], np.float32))
+        idf = (unseen - np.log([frequency[gram] for gram in hashes.tolist()])).astype(np.float32)
         offsets, grams, weights = [0], [], []
         for mine in hashed:
             summed: Counter[int] = Counter()
@@ -111,12 +114,24 @@ class Neighbours:
         return np.array(scores, np.float32) * np.float32(10 / ORDERS * self.scale / count)
 
     def save(self, path: Path) -> None:
-        """Write all but `directions`."""
-        from safetensors.numpy import save_file
+        """Write all but `directions`, as NumPy's .npz."""
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file,
+                features=self.features, hashes=self.hashes, idf=self.idf.astype(np.float16), offsets=self.offsets,
+                grams=self.grams, weights=self.weights, scale=self.scale, unseen=self.unseen,
+            )  # fmt: skip
 
-        arrays = {name: getattr(self, name) for name in ("features", "hashes", "offsets", "grams", "weights")}
-        numbers = {"scale": repr(self.scale), "unseen": repr(self.unseen)}
-        save_file({**arrays, "idf": self.idf.astype(np.float16)}, path, metadata=numbers)
+    @classmethod
+    def read(cls, path: Path) -> Neighbours:
+        """What `save` wrote; raises `CheckpointError` for anything else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in ("features", "hashes", "offsets", "grams", "weights")}
+                scale, unseen = float(file["scale"]), float(file["unseen"])
+                return cls.of(**arrays, idf=file["idf"].astype(np.float32), scale=scale, unseen=unseen)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again") from error
 
 
 def hash_ngrams(ids: Sequence[int]) -> list[NDArray[np.uint32]]:
@@ -156,4 +171,5 @@ def _unit(
 
 
 def _in_8_bits(features: NDArray[np.float32]) -> NDArray[np.int8]:
-    return np.rint(127 * features / np.abs(features).max(1, keepdims=True).clip(1e-6)).astype(np.int8)
+    scaled: NDArray[np.float32] = features / np.abs(features).max(1, keepdims=True).clip(1e-6)
+    return np.rint(127 * scaled).astype(np.int8)

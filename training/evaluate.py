@@ -25,6 +25,7 @@ from training import calibrate, failures
 from training.data import DataError, Picture, read
 from training.gallery import Entry, write_gallery
 from training.metrics import SCORES, MetricError, Report, expected_calibration_error, require_java, score
+from training.objects import WORDS, ObjectReport, Objects, score_objects
 from training.process import settle
 
 log = logging.getLogger("training.evaluate")
@@ -45,6 +46,7 @@ class Result:
     pictures: Sequence[Picture]
     captions: Sequence[Caption]
     report: Report
+    objects: ObjectReport
 
     def facts(self) -> dict[str, Any]:
         """The figures by name, for the table and the JSON."""
@@ -52,7 +54,12 @@ class Result:
         return {
             "pictures": len(self.pictures),
             **{name: round(value, 2) for name, value in report.scores.items()},
-            "intervals": {name: [round(end, 2) for end in ends] for name, ends in report.intervals.items()},
+            "objects_right": round(self.objects.precision, 2),
+            "objects_found": round(self.objects.recall, 2),
+            "intervals": {
+                name: [round(end, 2) for end in ends]
+                for name, ends in {**report.intervals, **self.objects.intervals()}.items()
+            },
             "distinct_captions": report.distinct,
             "mean_length": round(report.mean_length, 2),
             "vocabulary_used": report.vocabulary,
@@ -87,8 +94,17 @@ def caption_pictures(
     return sound, captions
 
 
-def evaluate(engine: CaptionEngine, pictures: Sequence[Picture], searches: Sequence[SearchConfig]) -> list[Result]:
-    """Caption the pictures under each search and score each data set on its own (CIDEr depends on the set)."""
+def evaluate(
+    engine: CaptionEngine,
+    pictures: Sequence[Picture],
+    searches: Sequence[SearchConfig],
+    objects: Objects | None = None,
+) -> list[Result]:
+    """Caption the pictures under each search and score each data set on its own (CIDEr depends on the set).
+
+    objects: the words whose things are counted; English ones for COCO's kinds of things where not given.
+    """
+    objects = objects or Objects()
     sound, captions = caption_pictures(engine, pictures, searches)
     if not sound:
         raise DataError("not one picture could be decoded")
@@ -96,8 +112,10 @@ def evaluate(engine: CaptionEngine, pictures: Sequence[Picture], searches: Seque
     for search, mine in zip(searches, captions, strict=True):
         for source in dict.fromkeys(picture.source for picture in sound):
             pairs = [(p, c) for p, c in zip(sound, mine, strict=True) if p.source == source]
-            report = score([c.text for _, c in pairs], [p.captions for p, _ in pairs])
-            results.append(Result(search, source, [p for p, _ in pairs], [c for _, c in pairs], report))
+            said, references = [c.text for _, c in pairs], [p.captions for p, _ in pairs]
+            counted = score_objects(said, references, objects)
+            report = score(said, references)
+            results.append(Result(search, source, [p for p, _ in pairs], [c for _, c in pairs], report, counted))
     return results
 
 
@@ -146,7 +164,7 @@ def print_figures(columns: Mapping[str, Mapping[str, Any]]) -> None:
     for name in names:
         cells = []
         for facts in columns.values():
-            cell = f"{facts[name]:.2f}" if name in SCORES else str(facts[name])
+            cell = f"{facts[name]:.2f}" if name in SCORES or name.startswith("objects_") else str(facts[name])
             low, high = facts["intervals"].get(name, (None, None))
             cells.append(cell if low is None else f"{cell} [{low:.1f}, {high:.1f}]")
         print(f"{name.replace('_', ' '):<20}" + "".join(f"{cell:>24}" for cell in cells))
@@ -176,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--beam", type=int, nargs="+", help="beam size" + several)
     parser.add_argument("--length-penalty", type=float, nargs="+", help="length penalty" + several)
     parser.add_argument("--block-ngram", type=int, nargs="+", help="n-gram said once at most, 0 for none" + several)
+    parser.add_argument("--objects", type=Path, default=WORDS, help="file of the object words that are counted")
     parser.add_argument("--metrics", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--gallery", type=Path, help="write pictures, captions and references to this HTML file")
     parser.add_argument("--failures", type=int, default=0, help="only the N worst captions in the gallery, by kind")
@@ -205,7 +224,7 @@ def _run(options: argparse.Namespace) -> None:
     if len(searches) > 1 and options.split == "test":
         raise ValueError("a search chosen on the test pictures is no test any more: compare searches with --split val")
 
-    results = evaluate(engine, pictures, searches)
+    results = evaluate(engine, pictures, searches, Objects(options.objects))
     # The search that does best on the first data set is the one to look at.
     first = [result for result in results if result.source == results[0].source]
     best = max(first, key=lambda result: result.report.scores["CIDEr"]).search

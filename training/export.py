@@ -36,7 +36,7 @@ log = logging.getLogger("training.export")
 
 TOLERANCE = 0.01  # accepted distance from torch's outputs, root mean square over root mean square
 TOLERANCE_INT8 = 0.05  # the same for 8-bit weights
-ENCODER_OUTPUTS = ("keys", "values", "start")
+ENCODER_OUTPUTS = ("keys", "values", "start", "feature", "tags")  # the last two where the captioner has them
 STEP_INPUTS = ("keys", "values", "words", "parents", "state")
 STEP_OUTPUTS = ("log_probabilities", "state_out", "attention", "gates")
 
@@ -48,6 +48,7 @@ class ExportError(CaptionModelError):
 class EncoderGraph(nn.Module):
     """pixels (B, S, S, 3) uint8 -> keys (B, heads, d, L), values (B, heads, L, d), start (B, states * H).
 
+    And, where the captioner has them, feature (B, d) and tags (B, G), as `model.captioner.Seen` has them.
     Keys and values lie as attention multiplies them (d = A / heads), so that no step turns them again.
     """
 
@@ -55,9 +56,10 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.captioner = captioner
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        memory = self.captioner.encode(pixels)
-        return *split(memory, self.captioner.config.decoder.attention_heads), memory.start
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        seen = self.captioner.see(pixels)
+        more = (part for part in (seen.feature, seen.tags) if part.shape[-1])
+        return *split(seen.memory, self.captioner.config.decoder.attention_heads), seen.memory.start, *more
 
 
 class StepGraph(nn.Module):
@@ -84,6 +86,13 @@ class StepGraph(nn.Module):
         out = self.decoder.step(join(keys, values, keys), words, state, self.prepared)
         log_probabilities = self.decoder.log_probabilities(out.logits, self.temperature)
         return log_probabilities, out.state, out.attention, out.gates
+
+
+def outputs_of(captioner: Captioner) -> list[str]:
+    """The names of what the encoder graph of `captioner` gives."""
+    left_out = {"feature"} if captioner.feature is None else set()
+    left_out |= {"tags"} if captioner.tags is None else set()
+    return [name for name in ENCODER_OUTPUTS if name not in left_out]
 
 
 def split(memory: Memory, heads: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +129,7 @@ def export(folder: Path) -> None:
     decoder, temperature = captioner.decoder, captioner.config.temperature
     plain, fast = StepGraph(decoder, temperature), StepGraph(decoder, temperature, fast=True)
     modules: Mapping[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str], Sequence[str]]] = {
-        ENCODER: (EncoderGraph(captioner), (pixels,), ("pixels",), ENCODER_OUTPUTS),
+        ENCODER: (EncoderGraph(captioner), (pixels,), ("pixels",), outputs_of(captioner)),
         STEP: (plain, step, STEP_INPUTS, STEP_OUTPUTS),
         STEP_INT8: (fast, step, STEP_INPUTS, STEP_OUTPUTS),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,8 +15,10 @@ from PIL import Image
 
 from model import preprocess
 from model.caption import Caption
-from model.config import ModelConfig, SearchConfig
+from model.config import MAX_CAPTIONS, ModelConfig, SearchConfig
 from model.errors import EngineUnavailable
+from model.rerank import Reranker
+from model.search import Hypothesis, live_hypotheses
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "f32"]  # auto: bf16 and 8-bit weights where they are faster and measured to be as good
@@ -68,6 +71,30 @@ class CaptionEngine(Lane):
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
     gains_from_batches = True  # whether several pictures are encoded faster at once than one after another
     searched_at_once = 1  # a lane's larger share is best a multiple of it; 1 where any number is searched for together
+
+    reranker: Reranker | None = None  # puts the candidates of a beam search in order; None: the search's own order
+
+    def tags(self, regions: Regions) -> NDArray[np.float32]:
+        """(B, G): how likely each of `config.tags` is among the words that people use of a picture; G may be 0."""
+        raise NotImplementedError
+
+    def candidates(self, search: SearchConfig) -> SearchConfig:
+        """The search to run for what `search` asks: all the hypotheses of its beam, where they are ranked anew."""
+        if self.reranker is None or search.strategy != "beam":
+            return search
+        return replace(search, num_captions=min(live_hypotheses(search), MAX_CAPTIONS))
+
+    def ranked(
+        self,
+        found: Sequence[Sequence[Hypothesis]],
+        feature: NDArray[np.float32],
+        tags: NDArray[np.float32],
+        search: SearchConfig,
+    ) -> list[list[Hypothesis]]:
+        """Of each picture's candidates those that `search` asks for, best first. feature: (B, d). tags: (B, G)."""
+        if self.reranker is not None and search.strategy == "beam":
+            found = [self.reranker(mine, *seen) for mine, *seen in zip(found, feature, tags, strict=True)]
+        return [list(mine[: search.num_captions]) for mine in found]
 
     @property
     def lanes(self) -> Sequence[Lane]:

@@ -18,6 +18,7 @@ from model.caption import Caption
 from model.checkpoint import GRAPHS, Checkpoint, open_checkpoint
 from model.config import SearchConfig
 from model.errors import CheckpointError
+from model.rerank import Reranker
 from model.runtime.cpu import cpu_quota, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
@@ -35,27 +36,35 @@ EXPLAINING = ("attention", "gates")
 MAX_LANES = 8  # more threads than that share lanes: a lane takes about 50 MB
 SEVERAL = 4  # pictures are searched at once: a step reads its weights for all of them
 MAX_OTHER_SEARCHES = 8  # search graphs of all lanes for the beam sizes that are asked for first: 17 MB each
-OUTPUTS = ("keys", "values", "start")  # of the encoder graph, in the order of OpenVINORegions
+OUTPUTS = ("keys", "values", "start", "feature", "tags")  # of the encoder graph, in the order of OpenVINORegions
 
 
 @dataclass(frozen=True)
 class OpenVINORegions(Regions):
-    """Encoded pictures: keys and values (B, ...) as the graphs lay them out, start (B, states * H)."""
+    """Encoded pictures: keys and values (B, ...) as the graphs lay them out, start (B, states * H).
+
+    feature (B, d) and tags (B, G) are those of `model.captioner.Seen`.
+    """
 
     keys: NDArray[np.float32]
     values: NDArray[np.float32]
     start: NDArray[np.float32]
+    feature: NDArray[np.float32]
+    tags: NDArray[np.float32]
 
     def __len__(self) -> int:
         return int(self.keys.shape[0])
 
     def select(self, rows: Sequence[int]) -> OpenVINORegions:
         index = list(rows)
-        return OpenVINORegions(self.keys[index], self.values[index], self.start[index])
+        return OpenVINORegions(*(part[index] for part in self._parts()))
 
     @classmethod
     def join(cls, parts: Sequence[OpenVINORegions]) -> OpenVINORegions:
-        return cls(*map(np.concatenate, zip(*((p.keys, p.values, p.start) for p in parts), strict=True)))
+        return cls(*map(np.concatenate, zip(*(part._parts() for part in parts), strict=True)))
+
+    def _parts(self) -> tuple[NDArray[np.float32], ...]:
+        return self.keys, self.values, self.start, self.feature, self.tags
 
 
 class OpenVINOStepper:
@@ -130,7 +139,12 @@ class OpenVINOLane(Lane):
 
     def find(self, regions: OpenVINORegions, search: SearchConfig | None) -> list[list[Hypothesis]]:
         """The best hypotheses of each picture."""
-        search = search or self.engine.config.search
+        wanted = search or self.engine.config.search
+        found = self._find(regions, self.engine.candidates(wanted))
+        return self.engine.ranked(found, regions.feature, regions.tags, wanted)
+
+    def _find(self, regions: OpenVINORegions, search: SearchConfig) -> list[list[Hypothesis]]:
+        """What the search finds, in its own order."""
         found: list[list[Hypothesis]] = []
         while len(found) < len(regions):
             whole = self._search(len(regions) - len(found), search) if search.strategy == "beam" else None
@@ -180,6 +194,7 @@ class OpenVINOEngine(CaptionEngine):
     def __init__(self, folder: Path, threads: int = 0, precision: Precision = "auto") -> None:
         checkpoint = open_checkpoint(folder)
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
+        self.reranker = Reranker.of(checkpoint)
         core = self._core = ov.Core()
         self.threads = threads or cpu_quota()
         core.set_property("CPU", {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True})
@@ -238,6 +253,10 @@ class OpenVINOEngine(CaptionEngine):
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(len(self.lanes), "engine")
 
+    def tags(self, regions: Regions) -> NDArray[np.float32]:
+        assert isinstance(regions, OpenVINORegions)
+        return regions.tags
+
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
         if len(pixels) == 1:
             return _encode(self.encoder, pixels[0])
@@ -284,7 +303,9 @@ class OpenVINOEngine(CaptionEngine):
 def _encode(request: ov.InferRequest, picture: NDArray[np.uint8]) -> OpenVINORegions:
     """(size, size, 3) -> one encoded picture."""
     results = request.infer({"pixels": np.ascontiguousarray(picture)[None]}, share_inputs=True)
-    return OpenVINORegions(*(results[name] for name in OUTPUTS))
+    nothing = np.zeros((1, 0), np.float32)
+    given = set().union(*results.names())
+    return OpenVINORegions(*(results[name] if name in given else nothing for name in OUTPUTS))
 
 
 def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:

@@ -16,6 +16,7 @@ from model.checkpoint import load_captioner, open_checkpoint
 from model.config import SearchConfig
 from model.decoder import Decoder, Memory
 from model.errors import EngineUnavailable
+from model.rerank import Reranker
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Device, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
@@ -55,19 +56,25 @@ class TorchStepper:
 
 @dataclass(frozen=True)
 class TorchRegions(Regions):
-    """Encoded pictures on the engine's device."""
+    """Encoded pictures: the decoder's memory on the engine's device, feature and tags of `Seen` on the host."""
 
     memory: Memory
+    feature: NDArray[np.float32]
+    tags: NDArray[np.float32]
 
     def __len__(self) -> int:
         return self.memory.keys.shape[0]
 
     def select(self, rows: Sequence[int]) -> TorchRegions:
-        return TorchRegions(Memory(*(part[list(rows)] for part in self.memory)))
+        index = list(rows)
+        return TorchRegions(Memory(*(part[index] for part in self.memory)), self.feature[index], self.tags[index])
 
     @classmethod
     def join(cls, parts: Sequence[TorchRegions]) -> TorchRegions:
-        return cls(Memory(*map(torch.cat, zip(*(part.memory for part in parts), strict=True))))
+        memory = Memory(*map(torch.cat, zip(*(part.memory for part in parts), strict=True)))
+        return cls(
+            memory, *(np.concatenate(arrays) for arrays in zip(*((p.feature, p.tags) for p in parts), strict=True))
+        )
 
 
 class TorchEngine(CaptionEngine):
@@ -83,6 +90,7 @@ class TorchEngine(CaptionEngine):
         checkpoint = open_checkpoint(folder)
         self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
+        self.reranker = Reranker.of(checkpoint)
         self._bf16 = self.device == "cuda" and precision == "auto"
         self._captioner = load_captioner(folder).to(self.device)
         self._captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -92,16 +100,22 @@ class TorchEngine(CaptionEngine):
 
     def encode(self, pixels: NDArray[np.uint8]) -> TorchRegions:
         with torch.inference_mode(), self._autocast():
-            return TorchRegions(self._captioner.encode(torch.tensor(pixels, device=self.device)))
+            memory, *more = self._captioner.see(torch.tensor(pixels, device=self.device))
+            return TorchRegions(memory, *(part.float().cpu().numpy() for part in more))
+
+    def tags(self, regions: Regions) -> NDArray[np.float32]:
+        assert isinstance(regions, TorchRegions)
+        return regions.tags
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, TorchRegions)
-        memory = regions.memory
+        memory, wanted = regions.memory, search or self.config.search
         with torch.inference_mode(), self._autocast():
             stepper = TorchStepper(self._captioner.decoder, memory, self.config.temperature)
-            found = find(stepper, search or self.config.search)
+            found = find(stepper, self.candidates(wanted))
+            found = self.ranked(found, regions.feature, regions.tags, wanted)
             details = self._details(memory, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._captioner.decoder.gate_names, self._captioner.grid, details)
 

@@ -1,0 +1,141 @@
+"""Fits the last stage of a caption (`model.rerank`): what makes pictures alike, and whom to believe how much."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model import preprocess
+from model.captioner import Captioner
+from model.config import RerankConfig
+from model.neighbours import Neighbours
+from model.rerank import agreement, tag_places
+from model.search import Hypothesis
+from model.vocabulary import words_of
+from training.cider import CiderD
+from training.data import DataError, Picture
+
+log = logging.getLogger("training.rerank")
+
+NEIGHBOURS = (10, 20, 40)  # tried on validation, like the weights below
+SEARCH_WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+TAG_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2)
+_BATCH = 16  # pictures a forward pass
+
+
+@torch.inference_mode()
+def pooled(captioner: Captioner, pictures: Sequence[Picture]) -> tuple[list[Picture], NDArray[np.float32]]:
+    """The pictures that can be decoded, and the mean of their regions' features, (P, D)."""
+    device = next(captioner.parameters()).device
+    sound: list[Picture] = []
+    found: list[NDArray[np.float32]] = []
+    for start in range(0, len(pictures), _BATCH):
+        pixels = []
+        for picture in pictures[start : start + _BATCH]:
+            try:
+                pixels.append(preprocess.to_pixels(picture.open(), captioner.config.preprocess))
+            except DataError as error:
+                log.warning("skipped: %s", error)
+                continue
+            sound.append(picture)
+        if pixels:
+            x = captioner.normalise(torch.from_numpy(np.stack(pixels)).to(device))
+            x = x.contiguous(memory_format=torch.channels_last)
+            found.append(captioner.encoder(x).mean(1).float().cpu().numpy())
+    return sound, np.concatenate(found)
+
+
+def fit_feature(features: NDArray[np.float32], size: int) -> nn.Linear:
+    """The `size` directions in which features (P, D) vary most, each scaled down by the root of its deviation."""
+    mean = features.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(features - mean, rowvar=False))
+    best = np.argsort(-values)[:size]
+    weight = (vectors[:, best] / values[best].clip(1e-6) ** 0.25).T.astype(np.float32)
+    layer = nn.Linear(features.shape[1], size)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(-weight @ mean))
+    return layer
+
+
+def apply(layer: nn.Linear, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pooled features (P, D) -> what similar pictures are found by, (P, d), as `Captioner.see` gives it."""
+    with torch.inference_mode():
+        found: NDArray[np.float32] = torch.nn.functional.normalize(layer(torch.from_numpy(features)), dim=-1).numpy()
+    return found
+
+
+def index(captioner: Captioner, features: NDArray[np.float32], pictures: Sequence[Picture]) -> Neighbours:
+    """The index of training pictures with their features (P, d)."""
+    encode = captioner.vocabulary.encode
+    return Neighbours.build(features, [[encode(caption) for caption in picture.captions] for picture in pictures])
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a search found for one picture: what each is worth, and what speaks for it; all (C,)."""
+
+    cider: NDArray[np.float64]  # against the references, percent
+    search: NDArray[np.float64]
+    consensus: Mapping[int, NDArray[np.float32]]  # by the number of neighbours
+    tags: NDArray[np.float64]
+
+    def chosen(self, config: RerankConfig) -> int:
+        """The place of the one that `config` puts first."""
+        scores = self.consensus[config.neighbours] + config.search * self.search + config.tags * self.tags
+        return int(np.argmax(scores))
+
+
+def weigh(
+    captioner: Captioner,
+    neighbours: Neighbours,
+    pictures: Sequence[Picture],
+    found: Sequence[Sequence[Hypothesis]],
+    features: NDArray[np.float32],
+    tags: NDArray[np.float32],
+) -> list[Candidates]:
+    """The candidates of each picture. features: (P, d), tags: (P, G)."""
+    vocabulary = captioner.vocabulary
+    places = tag_places(vocabulary, captioner.config.tags)
+    ciders: list[NDArray[np.float64]] = [np.zeros(0)] * len(pictures)
+    for source in dict.fromkeys(picture.source for picture in pictures):
+        rows = [i for i, picture in enumerate(pictures) if picture.source == source]
+        scorer = CiderD([[words_of(caption) for caption in pictures[i].captions] for i in rows])
+        for number, i in enumerate(rows):
+            said = [vocabulary.decode(h.words) for h in found[i]]
+            ciders[i] = 100 * scorer.score(said, [number] * len(said))
+    return [
+        Candidates(
+            cider,
+            np.array([h.score for h in mine]),
+            {count: neighbours.consensus(feature, [h.words for h in mine], count) for count in NEIGHBOURS},
+            np.array([agreement(h.words, places, seen) for h in mine]) if len(seen) else np.zeros(len(mine)),
+        )
+        for cider, mine, feature, seen in zip(ciders, found, features, tags, strict=True)
+    ]
+
+
+def choose(
+    candidates: Sequence[Candidates], sources: Sequence[str], weights: Mapping[str, float], base: RerankConfig
+) -> tuple[RerankConfig, list[dict[str, Any]]]:
+    """The settings with the best mean CIDEr, sets weighted as `weights` says, of those tried; and what each gave."""
+    tried: list[tuple[float, RerankConfig, dict[str, float]]] = []
+    has_tags = any(mine.tags.any() for mine in candidates)
+    for count, search, tags in itertools.product(NEIGHBOURS, SEARCH_WEIGHTS, TAG_WEIGHTS if has_tags else (0.0,)):
+        config = replace(base, neighbours=count, search=search, tags=tags)
+        ciders = np.array([mine.cider[mine.chosen(config)] for mine in candidates])
+        by_set = {
+            source: float(ciders[[name == source for name in sources]].mean()) for source in dict.fromkeys(sources)
+        }
+        mean = sum(by_set[name] * weight for name, weight in weights.items()) / sum(weights.values())
+        tried.append((mean, config, by_set))
+    _, best, _ = max(tried, key=lambda row: row[0])
+    return best, [{**asdict(config), "cider": by_set, "mean": mean} for mean, config, by_set in tried]

@@ -1,0 +1,208 @@
+"""Give a checkpoint a head that says what a picture holds: `python -m training.tags FOLDER --data SET... --to FOLDER`.
+
+The tags are words of the captions: things, colours, actions. The head reads the features of the finished encoder,
+which stays as it is, and learns which of the words people used of each picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.captioner import TagHead
+from model.checkpoint import load_captioner, open_checkpoint, save_captioner
+from model.encoder import as_regions
+from model.errors import CaptionModelError
+from model.vocabulary import SPECIAL, Vocabulary, words_of
+from training import features
+from training.augment import AugmentConfig
+from training.data import DataError, Picture, read
+from training.failures import GRAMMAR
+from training.metrics import expected_calibration_error
+from training.process import settle
+
+log = logging.getLogger("training.tags")
+
+BATCH = 32  # pictures a step
+RATE, WEIGHT_DECAY = 1e-3, 0.05
+
+
+def choose_tags(pictures: Sequence[Picture], vocabulary: Vocabulary, most: int, least_pictures: int) -> list[str]:
+    """At most `most` words of the vocabulary that say something, said of `least_pictures` pictures: commonest first."""
+    known = set(vocabulary.words[len(SPECIAL) :]) - GRAMMAR
+    counts: Counter[str] = Counter()
+    for picture in pictures:
+        counts.update({word for caption in picture.captions for word in words_of(caption)} & known)
+    chosen = [word for word, count in counts.most_common() if count >= least_pictures][:most]
+    if not chosen:
+        raise DataError(f"no word is said of {least_pictures} pictures, so there are no tags to learn")
+    return chosen
+
+
+def targets_of(pictures: Sequence[Picture], tags: Sequence[str]) -> NDArray[np.float32]:
+    """(P, G): 1 where some caption of the picture says the word."""
+    place = {word: i for i, word in enumerate(tags)}
+    targets = np.zeros((len(pictures), len(tags)), np.float32)
+    for row, picture in zip(targets, pictures, strict=True):
+        row[[place[word] for caption in picture.captions for word in words_of(caption) if word in place]] = 1
+    return targets
+
+
+def fit(
+    head: TagHead,
+    train: features.Features,
+    val: features.Features,
+    tags: Sequence[str],
+    epochs: int,
+    device: torch.device,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """Fit `head` to what the captions of `train` say, keep the epoch best on `val`, then calibrate it there.
+
+    Returns each epoch's losses (cross-entropy a tag) and mean average precision of the validation pictures (percent).
+    """
+    targets = torch.from_numpy(targets_of(train.pictures, tags)).to(device)
+    wanted = torch.from_numpy(targets_of(val.pictures, tags)).to(device)
+    with torch.no_grad():  # begin with how often each word is said
+        head.whole.bias.copy_(torch.logit(targets.mean(0).clamp(1e-4, 1 - 1e-4)))
+        for layer in (head.region, head.whole):
+            layer.weight.mul_(0.1)
+        head.region.bias.zero_()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [head.region.weight, head.whole.weight], "weight_decay": WEIGHT_DECAY},
+            {"params": [head.region.bias, head.whole.bias], "weight_decay": 0.0},
+        ],
+        RATE,
+    )
+    steps = epochs * -(-len(targets) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    rng = np.random.default_rng(seed)
+    history: list[dict[str, float]] = []
+    best = {name: value.clone() for name, value in head.state_dict().items()}
+    for epoch in range(epochs):
+        head.train()
+        total = 0.0
+        order = rng.permutation(len(targets))
+        views = rng.integers(train.data.shape[1], size=len(order))
+        for rows in np.array_split(order, -(-len(order) // BATCH)):
+            x = as_regions(train.batch(rows.tolist(), views[rows].tolist(), device).float())
+            loss = F.binary_cross_entropy_with_logits(head(F.dropout(x, 0.3)), targets[rows], reduction="sum")
+            optimizer.zero_grad()
+            (loss / len(rows) / 10).backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+        logits = predict(head, val, device)
+        figures = {
+            "epoch": epoch + 1,
+            "train_loss": total / targets.numel(),
+            "val_loss": float(F.binary_cross_entropy_with_logits(logits, wanted)),
+            "val_map": mean_average_precision(logits.cpu().numpy(), wanted.cpu().numpy()),
+        }
+        log.info("%s", figures)
+        if not history or figures["val_loss"] < min(past["val_loss"] for past in history):
+            best = {name: value.clone() for name, value in head.state_dict().items()}
+        history.append(figures)
+    head.load_state_dict(best)
+    slope, shift = platt(predict(head, val, device), wanted)
+    with torch.no_grad():
+        head.slope.fill_(slope)
+        head.shift.fill_(shift)
+    return history
+
+
+@torch.inference_mode()
+def predict(head: TagHead, pictures: features.Features, device: torch.device) -> Tensor:
+    """Logits (P, G) of pictures as they are."""
+    head.eval()
+    return torch.cat([head(x) for x in _batches(pictures, device)])
+
+
+def _batches(pictures: features.Features, device: torch.device) -> Iterator[Tensor]:
+    for start in range(0, len(pictures.pictures), BATCH):
+        rows = list(range(start, min(start + BATCH, len(pictures.pictures))))
+        yield as_regions(pictures.batch(rows, [0] * len(rows), device).float())
+
+
+def platt(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """The slope and shift of logits with the least cross-entropy (Platt 1999)."""
+    line = torch.tensor([1.0, 0.0], device=logits.device, requires_grad=True)
+    logits = logits.clone()  # not an inference tensor
+    optimizer = torch.optim.LBFGS([line], max_iter=50)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(line[0] * logits + line[1], targets)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float(line[0].detach()), float(line[1].detach())
+
+
+def mean_average_precision(scores: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
+    """Percent: the mean over tags that occur of the average precision of a ranking of the pictures by score (P, G)."""
+    order = np.argsort(-scores, axis=0, kind="stable")
+    hits = np.take_along_axis(targets, order, 0)
+    precision = np.cumsum(hits, 0) / np.arange(1, len(hits) + 1)[:, None]
+    occurs = targets.sum(0) > 0
+    return 100 * float(((precision * hits).sum(0)[occurs] / targets.sum(0)[occurs]).mean())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.tags", description="Give a checkpoint tags.")
+    parser.add_argument("folder", type=Path, help="a checkpoint folder")
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the checkpoint with tags")
+    parser.add_argument("--most", type=int, default=1000, help="tags at most (default: 1000)")
+    parser.add_argument("--least", type=int, default=12, help="pictures that a tag is said of at least (default: 12)")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--views", type=int, default=2, help="views a picture; all but the first augmented")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32")
+    options = parser.parse_args(arguments)
+    settle()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        torch.manual_seed(0)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        captioner = load_captioner(options.folder).to(device)
+        data = read(*options.data)
+        tags = choose_tags(data.split("train"), captioner.vocabulary, options.most, options.least)
+        log.info("%d tags, from %r to %r", len(tags), tags[0], tags[-1])
+        stages, augmentation = len(captioner.encoder.stages), AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
+        train, val = (
+            features.cached(
+                captioner, stages, data.split(split), views, augmentation, options.cache, device, options.precision
+            )
+            for split, views in (("train", options.views), ("val", 1))
+        )
+        captioner.config = replace(captioner.config, tags=tuple(tags))
+        captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
+        history = fit(captioner.tags, train, val, tags, options.epochs, device)
+        p = captioner.tags.cpu(), predict(captioner.tags, val, torch.device("cpu")).sigmoid().numpy()
+        error = expected_calibration_error(p[1].ravel(), targets_of(val.pictures, tags).ravel())
+        log.info("calibration error of the tags %.4f", error)
+        metrics = {**open_checkpoint(options.folder).metrics, "tags": {"history": history, "calibration_error": error}}
+        save_captioner(captioner, options.to, metrics)
+    except (CaptionModelError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
