@@ -55,7 +55,7 @@ class Limits:
 
     preprocess: PreprocessConfig
     max_pixels: int
-    seconds: int  # of CPU for one picture
+    seconds: float  # of CPU for one picture
     memory: int  # bytes that decoding one picture may ever take
     shared: int  # bytes of the memory shared with the server
 
@@ -126,7 +126,7 @@ def _work(channel: socket.socket, file: int, limits: Limits) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # libtiff writes there
     os.close(null)
-    with open("/proc/self/oom_score_adj", "w") as score:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # the first that the kernel ends when memory runs out
     with open("/proc/self/statm") as statm:
         own = int(statm.read().split()[0]) * mmap.PAGESIZE
@@ -139,15 +139,15 @@ def _work(channel: socket.socket, file: int, limits: Limits) -> None:
         length, memory = REQUEST.unpack(request)
         resource.setrlimit(resource.RLIMIT_AS, (own + memory, most))
         signal.setitimer(signal.ITIMER_PROF, limits.seconds)  # by default its signal ends the process
-        reply = _decode(shared, length, limits)
+        reply = _decode(shared, length, memory, limits)
         signal.setitimer(signal.ITIMER_PROF, 0)
         channel.send(reply)
 
 
-def _decode(shared: mmap.mmap, length: int, limits: Limits) -> bytes:
+def _decode(shared: mmap.mmap, length: int, memory: int, limits: Limits) -> bytes:
     start = time.perf_counter()
     try:
-        picture = images.read(shared[:length], limits.max_pixels, limits.preprocess.size)
+        picture = images.read(shared[:length], limits.max_pixels, limits.preprocess.size, memory)
         pixels = to_pixels(picture.image, limits.preprocess)
         np.copyto(np.frombuffer(shared, np.uint8, pixels.size).reshape(pixels.shape), pixels)
         seconds = time.perf_counter() - start

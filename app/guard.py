@@ -15,7 +15,6 @@ import heapq
 import itertools
 import json
 import logging
-import math
 import mmap
 import os
 import signal
@@ -25,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -121,6 +121,7 @@ class Guard:
     _process: subprocess.Popen[bytes] | None = None  # that forks
     _control: socket.socket | None = None
     _errors: int = -1  # a file of what it wrote to stderr
+    _warm: bool = False  # whether it has said that it is ready
     _running: list[Worker] = field(default_factory=list)
     _forking: deque[Worker] = field(default_factory=deque)
     _reaping: dict[int, Worker] = field(default_factory=dict)
@@ -163,6 +164,7 @@ class Guard:
         A cancelled caller's picture is not begun any more, and ended if it is dear.
         """
         if not self.ready:
+            self.metrics.rejected.labels("decoder_failed").inc()
             raise DecoderFailed("pictures cannot be decoded now")
         job = Job(data, asyncio.get_running_loop().create_future())
         self._push(job)
@@ -178,6 +180,7 @@ class Guard:
     def _defer(self, job: Job, first: bool = False) -> None:
         """Let a dear picture wait for its turn, `first` if it has had a part of it."""
         job.dear = True
+        self._dear = deque(other for other in self._dear if other.wanted)
         if len(self._dear) >= self.max_dear:
             self.metrics.rejected.labels("dear_pictures").inc()
             _fail(job, Overloaded("too many pictures that take long are waiting already"))
@@ -206,10 +209,8 @@ class Guard:
             if job.wanted:
                 return job
         busy = any(worker.job and worker.job.large for worker in self._running)
-        for job in list(self._dear):
-            if not job.wanted:
-                self._dear.remove(job)
-            elif not (job.large and busy):
+        for job in [job for job in self._dear if job.wanted]:
+            if not (job.large and busy):
                 self._dear.remove(job)
                 return job
         return None
@@ -227,7 +228,8 @@ class Guard:
 
     def _look(self, worker: Worker) -> None:
         """See how far a picture is that has not been quick."""
-        assert worker.job is not None
+        if worker.ended or worker.job is None:
+            return
         used, quick = worker.cpu_seconds() - worker.cpu, QUICK + QUICK_PER_BYTE * len(worker.job.data)
         if used >= quick:
             worker.job.dear = True
@@ -266,7 +268,7 @@ class Guard:
 
     def _end(self, worker: Worker, reason: str) -> None:
         worker.ended = reason
-        os.kill(worker.pid, signal.SIGKILL)  # not reaped yet: nobody else can have its number
+        _kill(worker.pid)
 
     def _answered(self, worker: Worker) -> None:
         try:
@@ -317,7 +319,7 @@ class Guard:
         """The process has ended, or is ending; how, its status will tell."""
         self._forget(worker)
         if worker.pid and self._control:
-            os.kill(worker.pid, signal.SIGKILL)  # were it to go on without its channel, reaping it would never end
+            _kill(worker.pid)  # were it to go on without its channel, reaping it would never end
             self._reaping[worker.pid] = worker
             self._command(REAP, worker.pid)
         elif worker.job:
@@ -374,7 +376,7 @@ class Guard:
             Limits(
                 self.preprocess,
                 self.max_pixels,
-                math.ceil(self.seconds),
+                self.seconds,
                 self.memory_mb * MEGABYTE,
                 max(self.max_bytes, 3 * self.preprocess.size**2),
             )
@@ -408,10 +410,8 @@ class Guard:
 
     def _command(self, what: int, pid: int) -> None:
         assert self._control is not None
-        try:
+        with suppress(OSError):  # it may just have ended; reading its socket tells
             self._control.send(COMMAND.pack(what, pid))
-        except OSError:  # it has just ended; reading its socket tells
-            pass
 
     def _reported(self) -> None:
         assert self._control is not None
@@ -424,7 +424,7 @@ class Guard:
             return
         what, pid, status = REPORT.unpack(report)
         if what == READY:
-            self.ready = True
+            self.ready = self._warm = True
             self._failed_starts = 0
             self._staff()
         elif what == REAP:
@@ -433,7 +433,9 @@ class Guard:
             worker = self._forking.popleft()
             logger.error("a process that decodes pictures cannot be forked")
             self._forget(worker)
-            self._lost()
+            self._timer = asyncio.get_running_loop().call_later(1, self._staff)
+            if not self._running:
+                self._tell(DecoderFailed("the processes that decode pictures cannot be started"))
         else:
             worker = self._forking.popleft()
             worker.pid = pid
@@ -444,33 +446,35 @@ class Guard:
 
     def _lost(self) -> None:
         """The process that forks has ended, and its workers with it: start another."""
-        was_ready, self.ready = self.ready, False
+        was_warm, self._warm = self._warm, False
         jobs = self._abandon()
         if self._stopping:
             return
         self.metrics.decoders_ended.labels("lost").inc()
         for job in jobs:
             self._retry(job, "lost")
-        if was_ready:
-            self.ready = True  # what comes meanwhile waits for the new one
-            self._launch()
+        if was_warm:
+            self._launch()  # what comes meanwhile waits for it
         else:
             self._start_failed()
 
     def _start_failed(self) -> None:
         """Try again later; what waits is told."""
-        error = DecoderFailed("the processes that decode pictures cannot be started")
         self.ready = False
+        self._tell(DecoderFailed("the processes that decode pictures cannot be started"))
+        if not self._stopping:
+            self._failed_starts += 1
+            self._timer = asyncio.get_running_loop().call_later(min(2**self._failed_starts, 60), self._launch)
+
+    def _tell(self, error: DecoderFailed) -> None:
+        """Fail all that waits, and the start."""
         if self._started and not self._started.done():
             self._started.set_exception(error)
-            return
         for job in [job for _, _, job in self._fresh] + list(self._dear):
             self.metrics.rejected.labels("decoder_failed").inc()
             _fail(job, error)
         self._fresh.clear()
         self._dear.clear()
-        self._failed_starts += 1
-        self._timer = asyncio.get_running_loop().call_later(min(2**self._failed_starts, 60), self._launch)
 
     def _abandon(self) -> list[Job]:
         """End the process that forks and so all workers; what they were at."""
@@ -497,9 +501,20 @@ class Guard:
 
 def import_path() -> list[str]:
     """Where the decoders import from: as this process does, but never from the folder that it was started in."""
-    here = os.path.realpath(os.getcwd()) if ROOT != Path.cwd() else None
+    try:
+        here = os.path.realpath(os.getcwd())
+    except OSError:  # it has been removed
+        here = ""
+    if here == str(ROOT):
+        here = ""
     path = [entry for entry in sys.path if entry and os.path.isabs(entry) and os.path.realpath(entry) != here]
     return path if str(ROOT) in path else [*path, str(ROOT)]
+
+
+def _kill(pid: int) -> None:
+    """End a worker. It has not been reaped, so nobody else has its number; unless what forked it has gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _fail(job: Job, error: ServiceError) -> None:

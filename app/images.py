@@ -27,6 +27,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif"),
     *(".gif", ".bmp", ".dib", ".tif", ".tiff"),
 )  # of files that folder scans take for pictures
+DEAREST = 20  # bytes that a decoder may need for a pixel
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, SUB_IFDS, DNG_VERSION = 258, 262, 330, 50706  # TIFF tags
 SRGB = ImageCms.createProfile("sRGB")
@@ -86,16 +87,18 @@ def limit_pixels(pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = pixels
 
 
-def read(data: bytes, max_pixels: int, size: int = 0) -> Picture:
+def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf")) -> Picture:
     """The first frame of `data` as sRGB: upright (EXIF), alpha over white, 16 bits and floats scaled to 8.
 
     size: the encoder's input, in pixels; what is much larger comes at 1/2, 1/4, ... of its size
         (`reduction`), a JPEG decoded so, which saves most of a large photograph's cost. 0: at full size.
+    memory: bytes that the process may take for it; it tells what failed for want of them from what is damaged.
     Raises `UnsupportedMedia` for what is none of `FORMATS`, `UnsupportedVariant` for what Pillow cannot
     read of them, `TooLarge` for more than `max_pixels`, `TooCostly` when memory runs out, `BrokenImage`
     for what cannot be decoded to its end. Thread-safe. Time and memory are bounded by the caller, if at all.
     """
     format = sniff(data)
+    width = height = 0
     try:
         image = _open(data, format)
         width, height = image.size
@@ -116,6 +119,8 @@ def read(data: bytes, max_pixels: int, size: int = 0) -> Picture:
     except MemoryError as error:
         raise TooCostly("the picture needs too much memory to decode") from error
     except Exception as error:  # decoders raise almost anything on hostile bytes, and none of it is our fault
+        if "memory" in str(error).lower() or width * height * DEAREST > memory:  # not all of them say so
+            raise TooCostly("the picture needs too much memory to decode") from error
         if NOT_OURS.search(str(error)):
             raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
         raise BrokenImage(f"the {format} picture is damaged or cut off and cannot be decoded") from error
