@@ -38,7 +38,6 @@ from model.config import SearchConfig
 from model.errors import CaptionModelError
 from model.runtime.engine import CaptionEngine, load_engine
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")  # looked for in folders
 STDIN = "-"
 BATCH = 16  # pictures the engine takes at once
 DECODERS = 2  # threads
@@ -109,7 +108,7 @@ def _below(folder: str) -> Iterator[str]:
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(images.SUFFIXES) and not name.startswith("."):
                 yield os.path.join(where, name)
 
 
@@ -122,7 +121,7 @@ def in_process(
 
     def decode(name: str) -> tuple[str, NDArray[np.uint8] | None, ImageOut | None, str | None]:
         try:
-            picture = images.read(_bytes(name), max_pixels, size, guarded=True)  # the user can stop this process
+            picture = images.read(_bytes(name), max_pixels, size)  # without limits: the user can stop this process
         except (ServiceError, OSError) as error:
             return name, None, None, _message(error)
         about = ImageOut(width=picture.width, height=picture.height, format=picture.format)
@@ -241,7 +240,7 @@ def _keep(
     best = outcome.captions[0]
     try:
         if explained:
-            picture = images.read(_bytes(outcome.name), max_pixels, SIDE // 2, guarded=True)
+            picture = images.read(_bytes(outcome.name), max_pixels, SIDE // 2)
             explained.add(outcome.name, picture.image, (outcome.image.width, outcome.image.height), best)
         if place:
             alt_text.write(Path(outcome.name), best.text, place)

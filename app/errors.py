@@ -64,6 +64,12 @@ class UnsupportedMedia(ServiceError):
     status, code = 415, "unsupported_media_type"
 
 
+class UnsupportedVariant(ServiceError):
+    """The picture is in a format that is read here, but in a variant of it that is not."""
+
+    status, code = 415, "unsupported_variant"
+
+
 class BadParameter(ServiceError):
     """A query parameter or form field is missing, unknown or out of range."""
 
@@ -74,6 +80,12 @@ class BrokenImage(ServiceError):
     """The picture is empty, truncated or damaged."""
 
     status, code = 422, "broken_image"
+
+
+class TooCostly(ServiceError):
+    """Decoding the picture takes more processor time or memory than one picture may have."""
+
+    status, code = 422, "too_costly"
 
 
 class ClientGone(ServiceError):
@@ -92,6 +104,12 @@ class HeadersTooLarge(ServiceError):
     """The headers are over the limit."""
 
     status, code = 431, "headers_too_large"
+
+
+class DecoderFailed(ServiceError):
+    """The process that decodes pictures could not be started or was ended, and not by what the picture did."""
+
+    status, code, retry_after = 503, "decoder_failed", 1
 
 
 class Overloaded(ServiceError):

@@ -1,147 +1,522 @@
-"""Decodes suspicious pictures in a process of its own, with little memory, and ended when it takes too long.
+"""Decodes every picture in a few guarded processes (`app.decoder`), so that none costs more than it may.
 
-Some decoders cannot be trusted in the server's process: an AVIF of 1 x 1 pixels may unpack to
-16,384 x 16,384, a JPEG of 20 MB may hold 200,000 scans, and a thread cannot be stopped. The child has
-no environment, opens no files, writes none, and dies with its parent. `python -m app.guard` is the child.
+A picture first gets a little time and memory, which all but a few in a thousand photographs never use up. One that
+does is dear: it goes on while nothing else waits, but when others do, all dear ones but one are ended and begin
+again when it is quiet. So pictures that take long, whatever makes them so, hold up only each other.
+Whose fault an end is, the kernel tells: a process out of its CPU time, or a decoder that crashed, is the picture's
+doing; anything else is ours, is tried once more, and then says so. Everything here runs in the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import heapq
+import itertools
 import json
+import logging
+import mmap
 import os
-import resource
-import select
+import signal
+import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import asdict
-from typing import IO
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+import numpy as np
+from numpy.typing import NDArray
 
-from app import images
-from app.errors import BrokenImage, ServiceError, TooLarge, UnsupportedMedia
-from model.config import PreprocessConfig, from_dict
-from model.preprocess import to_pixels
+from app.decoder import (
+    COMMAND, DONE, ERRORS, FAILED, FORK, MAX_MESSAGE, READY, REAP, REPLY, REPORT, REQUEST, STOPS, Limits,
+)  # fmt: skip
+from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly
+from app.images import FORMATS
+from app.metrics import Metrics
+from model.config import PreprocessConfig
 
-HEADER = struct.Struct(">BIIII")  # outcome, bytes that follow, width, height, side of the pixels
-ERRORS: tuple[type[ServiceError], ...] = (BrokenImage, TooLarge, UnsupportedMedia)  # outcomes 1, 2, 3; 0 is fine
+logger = logging.getLogger("app.guard")
+
+ROOT = Path(__file__).parents[1]  # where `app` is imported from
 MEGABYTE = 2**20
+QUICK, QUICK_PER_BYTE = 0.1, 20e-9  # seconds of CPU after which a picture is dear
+QUICK_SHARE = 4  # of the memory that a picture may take it has a quarter at first; one at a time may have all
+SECONDS_PER_BYTE = 50e-9  # smaller files first: one of 20 MB lets those of the second after it pass
+PICTURES = 1000  # after which a worker is replaced
+PATIENCE = 6  # a picture may take that many times its CPU seconds; if it does, the machine is to blame
+START_SECONDS = 60.0
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture made ready for the encoder: `pixels` are (size, size, 3) RGB, `width` and `height` the file's own."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    format: str
+    seconds: float  # that decoding took
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A file on its way."""
+
+    data: bytes
+    future: asyncio.Future[Decoded]
+    dear: bool = False  # used up what a picture gets at first
+    large: bool = False  # needs more memory than that
+    failures: int = 0  # of ours
+
+    @property
+    def wanted(self) -> bool:
+        """False once its caller has gone or been answered."""
+        return not self.future.done()
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A process that decodes, or one that is being forked (`pid` 0)."""
+
+    channel: socket.socket
+    shared: mmap.mmap
+    pid: int = 0
+    job: Job | None = None
+    begun: float = 0.0  # when the job did, by `time.monotonic`
+    cpu: float = 0.0  # seconds that the process had used then
+    served: int = 0
+    timer: asyncio.TimerHandle | None = None
+    ended: str | None = None  # why we ended it
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the process has used: Linux numbers the clocks of processes so (clock_getcpuclockid)."""
+        try:
+            return time.clock_gettime((~self.pid << 3) | 2)
+        except OSError:  # a system without them: then time is time
+            return time.monotonic()
+
+
+@dataclass(slots=True)
 class Guard:
-    """Starts the child when it is first needed, and a new one after each that had to be ended."""
+    """The processes, and what waits for them.
 
-    def __init__(self, preprocess: PreprocessConfig, max_pixels: int, seconds: float, memory_mb: int) -> None:
-        self.arguments = json.dumps({"preprocess": asdict(preprocess), "max_pixels": max_pixels, "memory": memory_mb})
-        self.seconds = seconds
-        self._child: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+    workers: how many decode at once, 2 or more: one of them may be busy with something dear. max_bytes: of a
+    file. seconds, memory_mb: of CPU and of memory, for one picture. max_dear: how many dear ones may wait.
+    """
 
-    def read(self, data: bytes) -> images.Picture:
-        """As `images.read`, but `image` has the encoder's size already. Thread-safe, one picture at a time.
+    preprocess: PreprocessConfig
+    metrics: Metrics
+    workers: int
+    max_bytes: int
+    max_pixels: int
+    seconds: float
+    memory_mb: int
+    max_dear: int
+    ready: bool = False  # whether pictures can be decoded
+    _process: subprocess.Popen[bytes] | None = None  # that forks
+    _control: socket.socket | None = None
+    _errors: int = -1  # a file of what it wrote to stderr
+    _warm: bool = False  # whether it has said that it is ready
+    _running: list[Worker] = field(default_factory=list)
+    _forking: deque[Worker] = field(default_factory=deque)
+    _reaping: dict[int, Worker] = field(default_factory=dict)
+    _fresh: list[tuple[float, int, Job]] = field(default_factory=list)  # a heap
+    _dear: deque[Job] = field(default_factory=deque)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _failed_starts: int = 0
+    _started: asyncio.Future[None] | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _stopping: bool = False
 
-        Raises `BrokenImage` also for a picture that takes too long, or too much memory, to decode.
+    async def start(self) -> None:
+        """Start the processes and wait until they can decode; raises `DecoderFailed` if they cannot be started."""
+        self._stopping = False
+        self._started = asyncio.get_running_loop().create_future()
+        self._launch()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._started
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, TimeoutError):
+                raise DecoderFailed("the processes that decode pictures do not start") from error
+            raise
+
+    async def stop(self) -> None:
+        """End the processes, whatever they are doing."""
+        self._stopping, self.ready = True, False
+        if self._timer:
+            self._timer.cancel()
+        jobs = [job for _, _, job in self._fresh] + list(self._dear)
+        self._fresh.clear()
+        self._dear.clear()
+        for job in jobs + self._abandon():
+            _fail(job, DecoderFailed("the service is stopping"))
+
+    async def read(self, data: bytes) -> Decoded:
+        """The pixels of a picture; raises what `images.read` does, `Overloaded` or `DecoderFailed`.
+
+        A cancelled caller's picture is not begun any more, and ended if it is dear.
         """
-        with self._lock:
+        if not self.ready:
+            self.metrics.rejected.labels("decoder_failed").inc()
+            raise DecoderFailed("pictures cannot be decoded now")
+        job = Job(data, asyncio.get_running_loop().create_future())
+        self._push(job)
+        self._fill()
+        return await job.future
+
+    # --- what is to be done ----------------------------------------------------------------------
+
+    def _push(self, job: Job) -> None:
+        key = time.monotonic() + SECONDS_PER_BYTE * len(job.data)
+        heapq.heappush(self._fresh, (key, next(self._numbers), job))
+
+    def _defer(self, job: Job, first: bool = False) -> None:
+        """Let a dear picture wait for its turn, `first` if it has had a part of it."""
+        job.dear = True
+        self._dear = deque(other for other in self._dear if other.wanted)
+        if len(self._dear) >= self.max_dear:
+            self.metrics.rejected.labels("dear_pictures").inc()
+            _fail(job, Overloaded("too many pictures that take long are waiting already"))
+        elif first:
+            self._dear.appendleft(job)
+        else:
+            self._dear.append(job)
+
+    def _fill(self) -> None:
+        """Give idle workers something to do, and make some idle if there are none for what should be quick."""
+        while idle := next((w for w in self._running if w.job is None and w.pid and not w.ended), None):
+            job = self._next()
+            if job is None:
+                return
+            self._begin(idle, job)
+        while self._fresh and not self._fresh[0][2].wanted:
+            heapq.heappop(self._fresh)
+        coming = self.workers - sum(1 for w in self._running if w.pid and not w.ended)
+        dear = sorted((w for w in self._running if w.job and w.job.dear and not w.ended), key=lambda w: -w.begun)
+        for worker in dear[: min(len(self._fresh) - coming, len(dear) - 1)] if len(self._fresh) > coming else ():
+            self._end(worker, "preempted")
+
+    def _next(self) -> Job | None:
+        while self._fresh:
+            _, _, job = heapq.heappop(self._fresh)
+            if job.wanted:
+                return job
+        busy = any(worker.job and worker.job.large for worker in self._running)
+        for job in [job for job in self._dear if job.wanted]:
+            if not (job.large and busy):
+                self._dear.remove(job)
+                return job
+        return None
+
+    def _begin(self, worker: Worker, job: Job) -> None:
+        worker.job, worker.begun, worker.cpu = job, time.monotonic(), worker.cpu_seconds()
+        worker.served += 1
+        worker.shared[: len(job.data)] = job.data
+        memory = self.memory_mb * MEGABYTE // (1 if job.large else QUICK_SHARE)
+        try:
+            worker.channel.send(REQUEST.pack(len(job.data), memory))
+        except OSError:  # it has just ended; reading its channel tells
+            return
+        worker.timer = asyncio.get_running_loop().call_later(QUICK, self._look, worker)
+
+    def _look(self, worker: Worker) -> None:
+        """See how far a picture is that has not been quick."""
+        if worker.ended or worker.job is None:
+            return
+        used, quick = worker.cpu_seconds() - worker.cpu, QUICK + QUICK_PER_BYTE * len(worker.job.data)
+        if used >= quick:
+            worker.job.dear = True
+        if time.monotonic() - worker.begun > PATIENCE * self.seconds:
+            self._end(worker, "slow")
+        elif worker.job.dear and not worker.job.wanted:
+            self._end(worker, "unwanted")
+        else:
+            wait = QUICK if worker.job.dear else max(quick - used, 0.01)
+            worker.timer = asyncio.get_running_loop().call_later(wait, self._look, worker)
+            if worker.job.dear:
+                self._fill()
+
+    # --- the workers -----------------------------------------------------------------------------
+
+    def _staff(self) -> None:
+        """Have workers forked until there are enough."""
+        while not self._stopping and self._control and len(self._running) < self.workers:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            size = max(self.max_bytes, 3 * self.preprocess.size**2)
+            file = os.memfd_create("picture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
-                outcome, body, width, height, side = self._ask(data)
-            except (OSError, EOFError, TimeoutError) as error:
-                self.close()
-                raise BrokenImage("the picture takes too much time or memory to decode") from error
-        if outcome:
-            raise ERRORS[outcome - 1](body.decode())
-        return images.Picture(Image.frombytes("RGB", (side, side), body), width, height, images.sniff(data))
+                os.ftruncate(file, size)
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+                worker = Worker(ours, mmap.mmap(file, size))
+                socket.send_fds(self._control, [COMMAND.pack(FORK, 0)], [theirs.fileno(), file])
+            except OSError:  # the process that forks has just ended; reading its socket tells
+                ours.close()
+                return
+            finally:
+                theirs.close()
+                os.close(file)
+            ours.setblocking(False)
+            self._running.append(worker)
+            self._forking.append(worker)
 
-    def close(self) -> None:
-        """End the child, whatever it is doing."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                assert pipe is not None
-                pipe.close()
-            self._child = None
+    def _end(self, worker: Worker, reason: str) -> None:
+        worker.ended = reason
+        _kill(worker.pid)
 
-    def _ask(self, data: bytes) -> tuple[int, bytes, int, int, int]:
-        if self._child is None or self._child.poll() is not None:
-            self.close()
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "app.guard", self.arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                # No secrets; and one thread for NumPy's linear algebra, whose buffers would count as memory.
-                env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+    def _answered(self, worker: Worker) -> None:
+        try:
+            reply = worker.channel.recv(MAX_MESSAGE)
+        except OSError:
+            reply = b""
+        if len(reply) < REPLY.size or worker.job is None or worker.ended:
+            self._died(worker)
+            return
+        job, worker.job = worker.job, None
+        if worker.timer:
+            worker.timer.cancel()
+        try:
+            self._settle(worker, job, reply)
+        except (struct.error, ValueError, LookupError) as error:  # no answer of ours: do not trust it any more
+            logger.error("a decoder answered nonsense: %r", error)
+            self._retry(job, "nonsense")
+            worker.served = PICTURES
+        if len(job.data) > MEGABYTE:
+            worker.shared.madvise(mmap.MADV_REMOVE)
+        if job.dear or worker.served >= PICTURES:
+            self._end(worker, "replaced")  # it may hold much
+            self._died(worker)
+        self._fill()
+
+    def _settle(self, worker: Worker, job: Job, reply: bytes) -> None:
+        outcome, format, width, height, seconds = REPLY.unpack_from(reply)
+        if outcome == DONE:
+            side = self.preprocess.size
+            pixels = np.frombuffer(worker.shared, np.uint8, 3 * side * side).reshape(side, side, 3).copy()
+            decoded = Decoded(pixels, width, height, FORMATS[format], seconds)
+            if job.wanted:
+                job.future.set_result(decoded)
+            return
+        text = reply[REPLY.size :].decode(errors="replace")
+        if outcome == FAILED:
+            logger.error("decoding failed: %s", text)
+            self._retry(job, "failed")
+            return
+        error = ERRORS[outcome - 1]
+        if error is TooCostly and not job.large:
+            job.large = True
+            self._defer(job)
+            return
+        _fail(job, error(text))
+
+    def _died(self, worker: Worker) -> None:
+        """The process has ended, or is ending; how, its status will tell."""
+        self._forget(worker)
+        if worker.pid and self._control:
+            _kill(worker.pid)  # were it to go on without its channel, reaping it would never end
+            self._reaping[worker.pid] = worker
+            self._command(REAP, worker.pid)
+        elif worker.job:
+            self._retry(worker.job, "lost")
+        self._staff()
+
+    def _forget(self, worker: Worker) -> None:
+        if worker in self._running:
+            self._running.remove(worker)
+        if worker.timer:
+            worker.timer.cancel()
+        asyncio.get_running_loop().remove_reader(worker.channel.fileno())
+        worker.channel.close()
+        worker.shared.close()
+
+    def _reaped(self, worker: Worker, status: int) -> None:
+        job, number = worker.job, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        reason = worker.ended or ("time" if number == signal.SIGPROF else "crash" if number in CRASHES else "killed")
+        self.metrics.decoders_ended.labels(reason).inc()
+        if reason in ("replaced", "unwanted") or (job and not job.wanted):
+            pass
+        elif job is None:
+            logger.warning("an idle decoder ended with status %d", status)
+        elif reason == "preempted":
+            self._defer(job, first=True)
+        elif reason == "time":
+            _fail(job, TooCostly(f"the picture takes more than {self.seconds:g} seconds to decode"))
+        elif reason == "crash" and not job.large:  # some libraries end so when memory runs out
+            job.large = True
+            self._defer(job)
+        elif reason == "crash":
+            logger.warning("a decoder crashed on a picture, by signal %d", number)
+            _fail(job, BrokenImage("the picture is damaged: its decoder crashed"))
+        else:
+            logger.error("a decoder ended (%s, status %d)", reason, status)
+            self._retry(job, reason)
+        self._fill()
+
+    def _retry(self, job: Job, reason: str) -> None:
+        """What failed on our side is tried once more, alone with its like."""
+        job.failures += 1
+        if job.failures > 1 or reason == "slow":
+            self.metrics.rejected.labels("decoder_failed").inc()
+            _fail(job, DecoderFailed("the picture could not be decoded this time; try again"))
+        else:
+            self._defer(job, first=True)
+
+    # --- the process that forks ------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        """Start it; when it is ready, or has failed, its socket tells."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        limits = asdict(
+            Limits(
+                self.preprocess,
+                self.max_pixels,
+                self.seconds,
+                self.memory_mb * MEGABYTE,
+                max(self.max_bytes, 3 * self.preprocess.size**2),
             )
-            _read(self._child.stdout, 1, time.monotonic() + 60)  # ready: starting is not the picture's time
-        end = time.monotonic() + self.seconds
-        _write(self._child.stdin, struct.pack(">I", len(data)) + data, end)
-        outcome, length, width, height, side = HEADER.unpack(_read(self._child.stdout, HEADER.size, end))
-        return outcome, _read(self._child.stdout, length, end), width, height, side
+        )
+        self._errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        # What stops the server comes to the whole group; held back until the process ignores it.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "app.decoder", str(theirs.fileno()), json.dumps(limits)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                cwd="/",
+                # No secrets; and one thread for NumPy's linear algebra, whose buffers would count as memory.
+                env={"PYTHONPATH": os.pathsep.join(import_path()), "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            logger.error("the process that decodes pictures cannot be started: %s", error)
+            ours.close()
+            os.close(self._errors)
+            self._start_failed()
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            theirs.close()
+        ours.setblocking(False)
+        self._control = ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._reported)
+
+    def _command(self, what: int, pid: int) -> None:
+        assert self._control is not None
+        with suppress(OSError):  # it may just have ended; reading its socket tells
+            self._control.send(COMMAND.pack(what, pid))
+
+    def _reported(self) -> None:
+        assert self._control is not None
+        try:
+            report = self._control.recv(REPORT.size)
+        except OSError:
+            report = b""
+        if len(report) < REPORT.size:
+            self._lost()
+            return
+        what, pid, status = REPORT.unpack(report)
+        if what == READY:
+            self.ready = self._warm = True
+            self._failed_starts = 0
+            self._staff()
+        elif what == REAP:
+            self._reaped(self._reaping.pop(pid), status)
+        elif pid < 0:
+            worker = self._forking.popleft()
+            logger.error("a process that decodes pictures cannot be forked")
+            self._forget(worker)
+            self._timer = asyncio.get_running_loop().call_later(1, self._staff)
+            if not self._running:
+                self._tell(DecoderFailed("the processes that decode pictures cannot be started"))
+        else:
+            worker = self._forking.popleft()
+            worker.pid = pid
+            asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._answered, worker)
+            if self._started and not self._started.done():
+                self._started.set_result(None)
+            self._fill()
+
+    def _lost(self) -> None:
+        """The process that forks has ended, and its workers with it: start another."""
+        was_warm, self._warm = self._warm, False
+        jobs = self._abandon()
+        if self._stopping:
+            return
+        self.metrics.decoders_ended.labels("lost").inc()
+        for job in jobs:
+            self._retry(job, "lost")
+        if was_warm:
+            self._launch()  # what comes meanwhile waits for it
+        else:
+            self._start_failed()
+
+    def _start_failed(self) -> None:
+        """Try again later; what waits is told."""
+        self.ready = False
+        self._tell(DecoderFailed("the processes that decode pictures cannot be started"))
+        if not self._stopping:
+            self._failed_starts += 1
+            self._timer = asyncio.get_running_loop().call_later(min(2**self._failed_starts, 60), self._launch)
+
+    def _tell(self, error: DecoderFailed) -> None:
+        """Fail all that waits, and the start."""
+        if self._started and not self._started.done():
+            self._started.set_exception(error)
+        for job in [job for _, _, job in self._fresh] + list(self._dear):
+            self.metrics.rejected.labels("decoder_failed").inc()
+            _fail(job, error)
+        self._fresh.clear()
+        self._dear.clear()
+
+    def _abandon(self) -> list[Job]:
+        """End the process that forks and so all workers; what they were at."""
+        workers = [*self._running, *self._reaping.values()]
+        for worker in list(self._running):
+            self._forget(worker)
+        self._reaping.clear()
+        self._forking.clear()
+        if self._control:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+        if self._process:
+            self._process.kill()
+            status = self._process.wait()
+            self._process = None
+            said = os.pread(self._errors, MAX_MESSAGE, max(os.fstat(self._errors).st_size - MAX_MESSAGE, 0))
+            os.close(self._errors)
+            if not self._stopping:
+                fields = {"status": status, "stderr": said.decode(errors="replace")}
+                logger.error("the process that decodes pictures ended", extra={"fields": fields})
+        return [worker.job for worker in workers if worker.job]
 
 
-def _write(pipe: IO[bytes] | None, data: bytes, end: float) -> None:
-    assert pipe is not None
-    os.set_blocking(pipe.fileno(), False)
-    left = memoryview(data)
-    while left:
-        _wait(pipe, select.POLLOUT, end)
-        left = left[os.write(pipe.fileno(), left) :]
-
-
-def _read(pipe: IO[bytes] | None, count: int, end: float) -> bytes:
-    assert pipe is not None
-    data = bytearray()
-    while len(data) < count:
-        _wait(pipe, select.POLLIN, end)
-        chunk = os.read(pipe.fileno(), count - len(data))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
-
-
-def _wait(pipe: IO[bytes], event: int, end: float) -> None:
-    """Until `pipe` is ready for `event`; raises `TimeoutError` at `end`, by `time.monotonic`."""
-    poll = select.poll()  # select would refuse the file numbers of a busy server
-    poll.register(pipe, event)
-    if not poll.poll(max(end - time.monotonic(), 0) * 1000):
-        raise TimeoutError
-
-
-def _decode(data: bytes, preprocess: PreprocessConfig, max_pixels: int) -> bytes:
-    """What the child answers for `data`."""
+def import_path() -> list[str]:
+    """Where the decoders import from: as this process does, but never from the folder that it was started in."""
     try:
-        picture = images.read(data, max_pixels, preprocess.size, guarded=True)
-        body = to_pixels(picture.image, preprocess).tobytes()
-    except ERRORS as error:
-        outcome = ERRORS.index(type(error)) + 1
-        body = error.detail.encode()
-        return HEADER.pack(outcome, len(body), 0, 0, 0) + body
-    return HEADER.pack(0, len(body), picture.width, picture.height, preprocess.size) + body
+        here = os.path.realpath(os.getcwd())
+    except OSError:  # it has been removed
+        here = ""
+    if here == str(ROOT):
+        here = ""
+    path = [entry for entry in sys.path if entry and os.path.isabs(entry) and os.path.realpath(entry) != here]
+    return path if str(ROOT) in path else [*path, str(ROOT)]
 
 
-def _child(arguments: str) -> None:
-    given = json.loads(arguments)
-    preprocess = from_dict(PreprocessConfig, given["preprocess"])
-    images.limit_pixels(given["max_pixels"])
-    Image.preinit()  # like the imports above: every decoder there is use for, before files are forbidden
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    resource.setrlimit(resource.RLIMIT_AS, (given["memory"] * MEGABYTE,) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    sink.write(b"r")
-    sink.flush()
-    while len(header := source.read(4)) == 4:
-        (length,) = struct.unpack(">I", header)
-        sink.write(_decode(source.read(length), preprocess, given["max_pixels"]))
-        sink.flush()
+def _kill(pid: int) -> None:
+    """End a worker. It has not been reaped, so nobody else has its number; unless what forked it has gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    _child(sys.argv[1])
+def _fail(job: Job, error: ServiceError) -> None:
+    if job.wanted:
+        job.future.set_exception(error)

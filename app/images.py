@@ -1,8 +1,9 @@
 """Bytes from anywhere -> an RGB picture, or an error that says why not. The bytes are never trusted.
 
 A picture's format is told by its first bytes (a file's name and content type are not believed) and
-its number of pixels is read from its header before anything is decoded. Files that may cost more than
-their header says are left to the guarded process of `app.guard`; docs/security.md has the figures.
+its number of pixels is read from its header before anything is decoded. What a file costs none of that
+tells: the service calls this in processes with limits (`app.decoder`); docs/security.md has the figures.
+Training reads its pictures with it too, so that what was measured is what is served.
 """
 
 from __future__ import annotations
@@ -11,27 +12,40 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+import pi_heif
+from numpy.typing import NDArray
+from PIL import AvifImagePlugin, Image, ImageCms, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
-from app.errors import BrokenImage, TooLarge, UnsupportedMedia
+from app.errors import BrokenImage, ServiceError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
 from model.preprocess import reduction
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-GUARDED = frozenset({"WEBP", "AVIF", "TIFF"})  # a lying header, or a codec inside a codec
-LARGE = 12_000_000  # pixels held in full
-PLAIN_SCANS = 4  # a photograph's own scan, and those of the previews in it
-MAX_SCANS = 64  # of one JPEG; encoders write about 10, and each one costs a walk over the whole picture
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif"),
+    *(".gif", ".bmp", ".dib", ".tif", ".tiff"),
+)  # of files that folder scans take for pictures
+DEAREST = 20  # bytes that a decoder may need for a pixel
 ORIENTATION = 0x0112  # EXIF tag
+BITS_PER_SAMPLE, PHOTOMETRIC, SUB_IFDS, DNG_VERSION = 258, 262, 330, 50706  # TIFF tags
+SRGB = ImageCms.createProfile("sRGB")
+SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # mode -> what an ICC profile for it is of
 
+HEVC = rb"(?:heic|heix|heim|heis|hevc|hevx|hevm|hevs)"
 SIGNATURES = (
     ("JPEG", re.compile(rb"\xff\xd8\xff")),
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
     ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
-    ("AVIF", re.compile(rb"....ftyp(avif|avis|mif1|msf1)", re.DOTALL)),
+    # A brand that names the codec, the file's own or a compatible one; mif1 and msf1 name none.
+    ("AVIF", re.compile(rb"....ftyp(?:avif|avis)", re.DOTALL)),
+    ("HEIF", re.compile(rb"....ftyp" + HEVC, re.DOTALL)),
+    ("AVIF", re.compile(rb"....ftyp(?:mif1|msf1|miaf|1pic|MiHB)....(?:.{4}){0,30}?(?:avif|avis)", re.DOTALL)),
+    ("HEIF", re.compile(rb"....ftyp(?:mif1|msf1|mif2|miaf|1pic|MiHB)", re.DOTALL)),
     ("GIF", re.compile(rb"GIF8[79]a")),
-    ("BMP", re.compile(rb"BM")),
+    # The second header's size too: two letters are too few to tell a picture from a text.
+    ("BMP", re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)),
     ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
 )
 TURNS = {
@@ -43,7 +57,16 @@ TURNS = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
+# How decoders word it that a file may be sound and still is not for them; the numbers are TIFF's compressions.
+NOT_OURS = re.compile(
+    r"unsupported|not supported|not implemented|unknown (pixel mode|data organization|compression)"
+    r"|cannot handle|samples per pixel|no codec available|^\d+$",
+    re.IGNORECASE,
+)
 
+pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+Image.preinit()
 # Pillow only warns between one and two times its limit, and about metadata it cannot read.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -64,45 +87,42 @@ def limit_pixels(pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = pixels
 
 
-class NeedsGuard(Exception):
-    """This picture may cost too much time or memory to be decoded in the server's own process."""
+def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf")) -> Picture:
+    """The first frame of `data` as sRGB: upright (EXIF), alpha over white, 16 bits and floats scaled to 8.
 
-
-def read(data: bytes, max_pixels: int, size: int, guarded: bool = False) -> Picture:
-    """The first frame of `data` as RGB: upright (EXIF), alpha over white, 16 bits and floats scaled to 8.
-
-    size: the encoder's input, in pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where it
-        would be shrunk as much anyway (`reduction`), which saves most of a large photograph's cost.
-    guarded: whether time and memory are bounded from outside; if not, `NeedsGuard` is raised for
-        pictures of more than `LARGE` pixels in memory, and for those whose header proves nothing.
-    Raises `UnsupportedMedia` for what is none of `FORMATS`, `TooLarge` for more than `max_pixels`,
-    `BrokenImage` for what cannot be decoded to its end. Thread-safe.
+    size: the encoder's input, in pixels; what is much larger comes at 1/2, 1/4, ... of its size
+        (`reduction`), a JPEG decoded so, which saves most of a large photograph's cost. 0: at full size.
+    memory: bytes that the process may take for it; it tells what failed for want of them from what is damaged.
+    Raises `UnsupportedMedia` for what is none of `FORMATS`, `UnsupportedVariant` for what Pillow cannot
+    read of them, `TooLarge` for more than `max_pixels`, `TooCostly` when memory runs out, `BrokenImage`
+    for what cannot be decoded to its end. Thread-safe. Time and memory are bounded by the caller, if at all.
     """
     format = sniff(data)
-    if format in GUARDED and not guarded:
-        raise NeedsGuard
+    width, height = _webp_size(data) if format == "WEBP" else (0, 0)  # its decoder takes memory while it opens
     try:
-        image = Image.open(io.BytesIO(data), formats=[format])
+        _check_size(width, height, max_pixels)
+        image = _open(data, format)
         width, height = image.size
-        if width * height > max_pixels:
-            raise TooLarge(f"the picture has {width} x {height} pixels; the limit is {max_pixels} pixels in all")
-        if format == "JPEG":
+        _check_size(width, height, max_pixels)
+        if format == "JPEG" and size:
             factor = reduction(width, height, size)
             image.draft(None, (width // factor, height // factor))
-        if not guarded:
-            _check_cost(data, image, width * height)
         image.load()
         orientation = 1 if format == "TIFF" else _orientation(image)  # Pillow turns a TIFF itself
-        rgb = _to_rgb(image)
+        rgb = _to_srgb(image, size)
         for turn in TURNS.get(orientation, ()):
             rgb = rgb.transpose(turn)
-    except (TooLarge, NeedsGuard):
+    except ServiceError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the picture has too many pixels; the limit is {max_pixels} in all") from error
     except MemoryError as error:
-        raise TooLarge("the picture needs too much memory to decode") from error
+        raise TooCostly("the picture needs too much memory to decode") from error
     except Exception as error:  # decoders raise almost anything on hostile bytes, and none of it is our fault
+        if "memory" in str(error).lower() or width * height * DEAREST > memory:  # not all of them say so
+            raise TooCostly("the picture needs too much memory to decode") from error
+        if NOT_OURS.search(str(error)):
+            raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
         raise BrokenImage(f"the {format} picture is damaged or cut off and cannot be decoded") from error
     if orientation >= 5:
         width, height = height, width
@@ -119,52 +139,107 @@ def sniff(data: bytes) -> str:
     raise UnsupportedMedia(f"not a picture in a format that is read here: {', '.join(FORMATS)}")
 
 
-def _check_cost(data: bytes, image: Image.Image, pixels: int) -> None:
-    """Raise `NeedsGuard` for many scans of a JPEG, or many pixels at once in memory."""
-    in_memory = image.width * image.height  # a JPEG's, at its reduced size
-    if image.format in ("JPEG", "MPO"):
-        scans = data.count(b"\xff\xda")  # also finds those of thumbnails, and a few by chance: no harm
-        if scans > MAX_SCANS:
-            raise NeedsGuard
-        if scans > PLAIN_SCANS or image.info.get("progressive"):
-            in_memory = pixels  # several scans are collected at full size before they are reduced
-    if in_memory > LARGE:
-        raise NeedsGuard
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TooLarge(f"the picture has {width} x {height} pixels; the limit is {max_pixels} pixels in all")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height by a WebP's header, of each of its three kinds; (0, 0) without one."""
+    head = data[12:30].ljust(18, b"\0")
+    if head.startswith(b"VP8X"):
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head.startswith(b"VP8L"):
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
+
+
+def _open(data: bytes, format: str) -> Image.Image:
+    """The picture with its header read; `Image.open` would not say what a decoder does not like."""
+    factory, _ = Image.OPEN[format]
+    image = factory(io.BytesIO(data), "")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        # A camera's raw file is a TIFF that begins with a small preview, or says what it is.
+        if DNG_VERSION in tags or data[8:10] == b"CR" or (SUB_IFDS in tags and tags.get(254, 0) & 1):
+            raise UnsupportedVariant("a camera's raw file, which is not read here")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where there is none that makes sense."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged metadata says nothing about the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
+def _to_srgb(image: Image.Image, size: int) -> Image.Image:
+    """Any mode and colour space -> sRGB, shrunk by the `reduction` for `size`, if that is not 0."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
-        return _scaled_to_8_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
+        image = _scaled_to_8_bits(image)
+    elif image.has_transparency_data:
+        image = _over_white(image)
+    elif image.mode not in (*SPACES, "LAB"):
+        image = image.convert("RGB")
+    if size and (factor := reduction(*image.size, size)) > 1:
+        image = image.reduce(factor)  # before its colours are converted: that is dear
+    if image.mode == "LAB":
+        profile = b""  # the mode says it all
+    if isinstance(profile, bytes) and (transform := _from_profile(profile, image.mode)):
+        return transform.apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+@lru_cache(8)
+def _from_profile(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """What turns pixels of an ICC profile into sRGB; None where they are that, or the profile is no use."""
+    try:
+        if mode == "LAB":
+            return ImageCms.buildTransform(ImageCms.createProfile("LAB"), SRGB, mode, "RGB")
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != SPACES[mode]:
+            return None
+        if (source.profile.profile_description or "").startswith("sRGB"):
+            return None
+        return ImageCms.buildTransform(source, SRGB, mode, "RGB")
+    except MemoryError:
+        raise
+    except Exception:  # a broken profile says nothing about the pixels
+        return None
 
 
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     """Greyscale of 16 or 32 bits, or of floats -> 8 bits. `convert` would clip at 255 instead.
 
-    16 bits keep their full scale; for wider integers and floats, whose scale nobody states, the
-    darkest value becomes black and the brightest white.
+    Integers of up to 16 bits keep their full scale; for wider ones and floats, whose scale nobody
+    states, the darkest value becomes black and the brightest white.
     """
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode == "I" and values.size and values.min() >= 0 and 255 < values.max() <= 65535:
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+    values: NDArray[np.generic] = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits = min(tags.get(BITS_PER_SAMPLE, (16,))[0], 16)
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and values.size and values.min() >= 0 and 255 < values.max() <= 65535
+    ):
+        scaled = (values >> (bits - 8)).astype(np.uint8)  # type: ignore[operator]
+    else:
+        floats = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+        low, high = float(floats.min()), float(floats.max())
+        scaled = ((floats - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow sees to for 8 bits and fewer only
+        scaled = 255 - scaled
+    return Image.fromarray(scaled)

@@ -14,7 +14,6 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app import images
 from app.metrics import Metrics
 from app.middleware import RequestContext
 from app.routes import caption, health, model, page, problems
@@ -29,7 +28,6 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     """The service as an ASGI application; `engine` defaults to the one `settings` describe, loaded at start-up."""
     settings = settings or Settings()
     metrics = Metrics()
-    images.limit_pixels(settings.max_pixels)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -37,7 +35,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
         loaded.warm_up()
         service = CaptionService(settings, loaded, metrics)
         app.state.service = service
-        service.start()
+        await service.start()
         with _unready_first(service, settings.drain_delay), _start_up_frozen():
             yield
         await service.stop()

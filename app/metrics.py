@@ -42,6 +42,9 @@ class Metrics:
             "caption_upload_bytes", "Memory held by request bodies.", multiprocess_mode="livesum", registry=r
         )
         self.rejected = Counter("caption_rejected", "Requests refused under load, by reason.", ["reason"], registry=r)
+        self.decoders_ended = Counter(
+            "caption_decoders_ended", "Processes that decode pictures that ended, by reason.", ["reason"], registry=r
+        )
         self.model = Gauge(
             "caption_model_info", "1, labelled with the model being served.",
             ["name", "version", "engine", "device"], multiprocess_mode="max", registry=r,

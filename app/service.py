@@ -1,23 +1,18 @@
-"""From files to captions: decoding in a few threads, then the batcher, all within the deadline."""
+"""From files to captions: decoding in a few processes, then the batcher, all within the deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 
-from app import images
 from app.batching import Answer, Batcher, Line
 from app.errors import ClientGone, DeadlineExceeded, ServiceError, TooLarge
-from app.guard import Guard
+from app.guard import Decoded, Guard
 from app.metrics import Metrics
 from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, caption_out, timing
 from app.settings import Settings
@@ -25,16 +20,6 @@ from app.uploads import UploadMemory
 from model.runtime.engine import CaptionEngine
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A file made ready for the engine, and the seconds that took."""
-
-    pixels: NDArray[np.uint8]
-    image: ImageOut
-    waited: float
-    seconds: float
 
 
 class CaptionService:
@@ -54,25 +39,30 @@ class CaptionService:
         )
         self.upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), metrics.upload_bytes, metrics.rejected)
         config = engine.config
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        # Its own thread: a picture that takes long there must not hold up the others.
-        self._guarded = ThreadPoolExecutor(1, thread_name_prefix="guarded")
-        self._guard = Guard(config.preprocess, settings.max_pixels, settings.decode_seconds, settings.decode_memory_mb)
+        self.guard = Guard(
+            config.preprocess,
+            metrics,
+            workers=settings.decode_workers,
+            max_bytes=settings.max_upload_bytes,
+            max_pixels=settings.max_pixels,
+            seconds=settings.decode_seconds,
+            memory_mb=settings.decode_memory_mb,
+            max_dear=max(settings.queue_size // 2, 1),
+        )
         self.model = ModelRef(name=config.name, version=config.version)
         metrics.model.labels(config.name, config.version, engine.name, engine.device).set(1)
 
-    def start(self) -> None:
-        """Begin to take work; to be called in the event loop."""
+    async def start(self) -> None:
+        """Begin to take work; raises `DecoderFailed` if no picture could be decoded."""
+        await self.guard.start()
         self.batcher.start()
         self.ready = True
 
     async def stop(self) -> None:
-        """Let accepted work finish, then let the threads go."""
+        """Let accepted work finish, then let threads and processes go."""
         self.ready = False
         await self.batcher.stop()
-        for pool in (self._decoders, self._guarded):
-            pool.shutdown()
-        self._guard.close()
+        await self.guard.stop()
 
     async def caption(
         self, files: Sequence[bytes], params: CaptionParams, request_id: str, started: float
@@ -98,39 +88,28 @@ class CaptionService:
     ) -> CaptionResponse | ServiceError:
         search = params.search(self.engine.config.search)
         try:
-            decoded = await self._decode(data)
+            decoded, waited = await self._decode(data)
             answer = await self.batcher.submit(decoded.pixels, search, params.explain, line)
         except ServiceError as error:
             return error
-        self.metrics.pictures.labels(decoded.image.format).inc()
-        return self._response(decoded, answer, request_id, started)
+        self.metrics.pictures.labels(decoded.format).inc()
+        return self._response(decoded, waited, answer, request_id, started)
 
-    async def _decode(self, data: bytes) -> Decoded:
+    async def _decode(self, data: bytes) -> tuple[Decoded, float]:
+        """The picture, and the seconds that it waited for its turn."""
         limit = self.settings.max_upload_bytes
         if len(data) > limit:
             raise TooLarge(f"the file is larger than {limit} bytes")
-        loop, queued_at = asyncio.get_running_loop(), time.perf_counter()
-        try:
-            return await loop.run_in_executor(self._decoders, self._ready, self._read, data, queued_at)
-        except images.NeedsGuard:
-            return await loop.run_in_executor(self._guarded, self._ready, self._guard.read, data, queued_at)
-
-    def _read(self, data: bytes) -> images.Picture:
-        return images.read(data, self.settings.max_pixels, self.engine.config.preprocess.size)
-
-    def _ready(self, read: Callable[[bytes], images.Picture], data: bytes, queued_at: float) -> Decoded:
-        """Runs in a decoding thread."""
         start = time.perf_counter()
-        picture = read(data)
-        pixels = self.engine.preprocess(picture.image)
-        seconds = time.perf_counter() - start
-        self.metrics.stage("decode", seconds)
-        image = ImageOut(width=picture.width, height=picture.height, format=picture.format)
-        return Decoded(pixels, image, start - queued_at, seconds)
+        decoded = await self.guard.read(data)
+        self.metrics.stage("decode", decoded.seconds)
+        return decoded, max(time.perf_counter() - start - decoded.seconds, 0.0)
 
-    def _response(self, decoded: Decoded, answer: Answer, request_id: str, started: float) -> CaptionResponse:
+    def _response(
+        self, decoded: Decoded, waited: float, answer: Answer, request_id: str, started: float
+    ) -> CaptionResponse:
         captions = [caption_out(caption) for caption in answer.captions]
-        queue = decoded.waited + answer.queue
+        queue = waited + answer.queue
         self.metrics.stage("queue", queue)
         total = time.perf_counter() - started
         return CaptionResponse(
@@ -138,7 +117,7 @@ class CaptionService:
             confidence=captions[0].confidence,
             captions=captions,
             model=self.model,
-            image=decoded.image,
+            image=ImageOut(width=decoded.width, height=decoded.height, format=decoded.format),
             timing_ms=timing(queue, decoded.seconds, answer.encode, answer.generate, total),
             request_id=request_id,
         )

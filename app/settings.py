@@ -43,11 +43,17 @@ class Settings(BaseSettings):
     keep_alive: int = Field(5, ge=0, description="Seconds an idle connection is kept open.")
     max_connections: int = Field(1000, ge=1, description="Open connections a worker keeps; more are refused with 503.")
 
-    decode_threads: int = Field(2, ge=1, description="Threads that decode pictures.")
-    decode_seconds: float = Field(
-        10, gt=0, description="Seconds that decoding one picture may take in the guarded process; then 422."
+    decode_workers: int = Field(
+        3, ge=2, le=64, description="Processes that decode pictures; one of them may be busy with one that takes long."
     )
-    decode_memory_mb: int = Field(1024, ge=256, description="Memory of the guarded process, in megabytes.")
+    decode_seconds: float = Field(
+        10, gt=0, description="Seconds of CPU that decoding one picture may take; then 422 `too_costly`."
+    )
+    decode_memory_mb: int = Field(
+        1024,
+        ge=256,
+        description="Memory that decoding one picture may take, in megabytes; one at a time may, the others a quarter.",
+    )
     batch_size: int = Field(
         16,
         ge=1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -15,11 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from app import images
+from app.errors import ServiceError
 
 log = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MAX_PIXELS = 2**30  # far more than any photograph: the set is trusted
 
 
 class DataError(ValueError):
@@ -47,16 +49,10 @@ class Picture:
             os.close(fd)
 
     def open(self) -> Image.Image:
-        """The decoded picture: RGB, upright, transparency over white. Raises `DataError` where it is broken."""
+        """The decoded picture, by the rules by which the service decodes. Raises `DataError` where it is broken."""
         try:
-            with Image.open(io.BytesIO(self.read_bytes())) as image:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                if upright.has_transparency_data:
-                    rgba = upright.convert("RGBA")
-                    upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-                return upright.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
+            return images.read(self.read_bytes(), MAX_PIXELS).image
+        except (OSError, ServiceError) as error:
             raise DataError(f"{self.path}: the picture {self.name} cannot be decoded: {error}") from error
 
 
@@ -239,7 +235,7 @@ def _places(root: Path) -> dict[str, list[_Place]]:
         seen.add(real)
         for name in sorted(files):
             path = Path(folder, name)
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+            if path.suffix.lower() in images.SUFFIXES and path.is_file():
                 loose.append(_Place(path.relative_to(root).as_posix(), path, 0, path.stat().st_size))
             elif path.suffix == ".tar":
                 packed += _members(path)
@@ -258,7 +254,7 @@ def _members(path: Path) -> list[_Place]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isreg() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
+                if member.isreg() and Path(member.name).suffix.lower() in images.SUFFIXES:
                     found.append(_Place(member.name, path, member.offset_data, member.size))
     except tarfile.TarError as error:
         log.warning("%s: damaged tar (%s); %d pictures could be listed", path, error, len(found))

@@ -24,7 +24,10 @@ async def live(request: Request) -> Health:
 
 @router.get("/ready", responses=problems(503))
 async def ready(request: Request) -> Health:
-    """Whether to send requests here: the model is loaded and the service is not stopping."""
-    if not request.app.state.service.ready:
+    """Whether to send requests here: the model is loaded, pictures can be decoded, the service is not stopping."""
+    service: CaptionService = request.app.state.service
+    if not service.ready:
         raise NotReady("the service is stopping")
+    if not service.guard.ready:
+        raise NotReady("pictures cannot be decoded now")
     return Health()

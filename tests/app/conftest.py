@@ -7,7 +7,13 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from tests.app.fakes import FakeEngine
+from tests.app.fakes import FakeEngine, FakeGuard
+
+
+@pytest.fixture(autouse=True)
+def _decoding_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares most tests the start of processes; test_guard.py and tests/e2e have the real ones."""
+    monkeypatch.setattr("app.service.Guard", FakeGuard)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import threading
@@ -12,8 +13,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from app import images
+from app.guard import Decoded, Guard
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
+from model.preprocess import to_pixels
 from model.runtime.engine import CaptionEngine, Lane, Regions
 
 WORDS = ("red", "green", "blue", "big", "small", "old", "young", "wet", "dry", "fast", "slow", "dark", "light",
@@ -97,6 +101,25 @@ class FakeEngine(CaptionEngine):
         self.on_batch("generate", len(regions))
         return [[describe(colour, rank, search, explain) for rank in range(search.num_captions)]
                 for colour in regions.colours]  # fmt: skip
+
+
+class FakeGuard(Guard):
+    """Decodes in a thread of this process."""
+
+    async def start(self) -> None:
+        images.limit_pixels(self.max_pixels)
+        self.ready = True
+
+    async def stop(self) -> None:
+        self.ready = False
+
+    async def read(self, data: bytes) -> Decoded:
+        return await asyncio.to_thread(self._decode, data)
+
+    def _decode(self, data: bytes) -> Decoded:
+        picture = images.read(data, self.max_pixels, self.preprocess.size)
+        pixels = to_pixels(picture.image, self.preprocess)
+        return Decoded(pixels, picture.width, picture.height, picture.format, 0.001)
 
 
 def close(colour: NDArray[np.int64], other: tuple[int, int, int]) -> bool:

@@ -1,154 +1,421 @@
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 import random
+import resource
 import signal
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from prometheus_client import generate_latest
 
+from app import guard as module
 from app import images
-from app.errors import BrokenImage, TooLarge, UnsupportedMedia
-from app.guard import Guard
+from app.errors import (
+    BrokenImage,
+    DecoderFailed,
+    Overloaded,
+    ServiceError,
+    TooCostly,
+    TooLarge,
+    UnsupportedMedia,
+    UnsupportedVariant,
+)
+from app.guard import Decoded, Guard
+from app.metrics import Metrics
 from model.config import PreprocessConfig
 from model.preprocess import to_pixels
-from tests.app.pictures import FORMATS, bombs, encode, many_scans, plain, quarters
+from tests.app.asgi import until
+from tests.app.pictures import FORMATS, bombs, encode, hostile, many_scans, plain, quarters
 
 PREPROCESS = PreprocessConfig(size=64)
+SCANS = many_scans(2000, 50_000)  # minutes
+MEGABYTE = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def guard() -> Iterator[Guard]:
-    made = Guard(PREPROCESS, max_pixels=50_000_000, seconds=60, memory_mb=512)
-    yield made
-    made.close()
+def make(**given: Any) -> Guard:
+    settings = {"workers": 2, "max_bytes": 20_000_000, "max_pixels": 50_000_000, "seconds": 60, "memory_mb": 1024,
+                "max_dear": 8}  # fmt: skip
+    return Guard(PREPROCESS, Metrics(), **(settings | given))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_gives_what_reading_here_gives(guard: Guard, format: str) -> None:
-    data = encode(quarters((300, 200)), format)
-    here = images.read(data, 50_000_000, PREPROCESS.size, guarded=True)
-    there = guard.read(data)
-    assert (there.width, there.height, there.format) == (here.width, here.height, here.format)
-    assert (np.asarray(there.image) == to_pixels(here.image, PREPROCESS)).all()
-
-
-def test_errors_come_through(guard: Guard) -> None:
-    with pytest.raises(UnsupportedMedia, match="not a picture"):
-        guard.read(b"hello")
-    with pytest.raises(TooLarge, match="limit is 50000000"):
-        guard.read(bombs()["WEBP"])
-    with pytest.raises(BrokenImage, match="damaged"):
-        guard.read(plain((1, 2, 3), "AVIF")[:-20])
-    assert guard.read(plain((1, 2, 3), "WEBP")).format == "WEBP"
-
-
-def test_a_picture_that_takes_too_long_is_ended_and_the_next_one_is_read() -> None:
-    guard = Guard(PREPROCESS, max_pixels=50_000_000, seconds=60, memory_mb=512)
+@asynccontextmanager
+async def running(**given: Any) -> AsyncIterator[Guard]:
+    guard = make(**given)
+    await guard.start()
     try:
-        guard.read(plain((1, 2, 3)))
-        first = guard._child
-        guard.seconds = 0.5
-        with pytest.raises(BrokenImage, match="time or memory"):
-            guard.read(many_scans(2000, 50_000))  # minutes
-        assert first is not None
-        assert first.poll() is not None
-        guard.seconds = 60
-        assert guard.read(plain((1, 2, 3))).width == 24
+        yield guard
     finally:
-        guard.close()
+        await guard.stop()
 
 
-def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_one_is_read() -> None:
-    guard = Guard(PREPROCESS, max_pixels=50_000_000, seconds=60, memory_mb=256)
-    lossless = encode(Image.new("RGBA", (5000, 5000)), "WEBP", lossless=True, quality=0, method=0)
-    try:
-        assert len(lossless) < 100
-        with pytest.raises((BrokenImage, TooLarge)):
-            guard.read(lossless)
-        assert guard.read(plain((1, 2, 3), "WEBP")).width == 24
-    finally:
-        guard.close()
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
 
 
-def test_a_lying_header_cannot_take_more_memory_than_allowed(guard: Guard) -> None:
+async def error_of(guard: Guard, data: bytes) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        await guard.read(data)
+    return caught.value
+
+
+def ended(guard: Guard, reason: str) -> float:
+    value = guard.metrics.registry.get_sample_value("caption_decoders_ended_total", {"reason": reason})
+    return value or 0.0
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_gives_what_reading_here_gives_and_errors_come_through() -> None:
+    async def test() -> None:
+        async with running() as guard:
+            for format in FORMATS:
+                data = encode(quarters((300, 200)), format)
+                here, there = images.read(data, 50_000_000, PREPROCESS.size), await guard.read(data)
+                assert (there.width, there.height, there.format) == (here.width, here.height, here.format)
+                assert (there.pixels == to_pixels(here.image, PREPROCESS)).all()
+            assert isinstance(await error_of(guard, b"hello"), UnsupportedMedia)
+            assert "limit is 50000000" in (await error_of(guard, bombs()["WEBP"])).detail
+            assert isinstance(await error_of(guard, plain((1, 2, 3), "AVIF")[:-20]), BrokenImage)
+            assert (await guard.read(plain((1, 2, 3), "WEBP"))).format == "WEBP"
+
+    run(test)
+
+
+def test_no_file_costs_the_servers_process_much() -> None:
+    async def test() -> None:
+        async with running(seconds=1) as guard:
+            for name, data in hostile().items():
+                assert len(data) <= 20 * MEGABYTE, name
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                cpu = time.process_time()
+                with suppress(ServiceError):
+                    await guard.read(data)
+                assert time.process_time() - cpu < 0.1, name
+                assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 * 1024, name
+            assert guard.ready
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+
+    run(test)
+
+
+def test_a_picture_out_of_its_time_is_told_so() -> None:
+    async def test() -> None:
+        async with running(seconds=1) as guard:
+            error = await error_of(guard, SCANS)
+            assert (error.status, error.code) == (422, "too_costly")
+            assert "1 seconds" in error.detail
+            assert ended(guard, "time") == 1
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+
+    run(test)
+
+
+def test_a_picture_out_of_its_memory_is_told_so() -> None:
+    lossless = encode(Image.new("RGBA", (7000, 7000)), "WEBP", lossless=True, quality=0, method=0)
+    assert len(lossless) < 100
+
+    async def test() -> None:
+        async with running(memory_mb=256) as guard:
+            assert isinstance(await error_of(guard, lossless), TooCostly)
+            assert (await guard.read(plain((1, 2, 3), "WEBP"))).width == 24
+
+    run(test)
+
+
+def test_what_needs_more_than_the_first_share_of_memory_gets_all_of_it() -> None:
+    large = encode(Image.new("RGB", (7000, 6000), (9, 8, 7)), "PNG")  # 168 MB, and a quarter of 512 are 128
+
+    async def test() -> None:
+        async with running(memory_mb=512) as guard:
+            assert (await guard.read(large)).pixels[9, 9].tolist() == [9, 8, 7]
+
+    run(test)
+
+
+def test_a_lying_header_cannot_take_more_memory_than_allowed() -> None:
     # 1 x 1 pixels by its container, 3000 x 3000 by the video frame inside: libavif decodes all of it.
     data = encode(Image.new("RGB", (3000, 3000)), "AVIF")
     at = data.index(b"ispe") + 8
     data = data[:at] + b"\0\0\0\1\0\0\0\1" + data[at + 8 :]
-    with pytest.raises(images.NeedsGuard):
-        images.read(data, 50_000_000, PREPROCESS.size)
-    with contextlib.suppress(BrokenImage):  # a libavif that notices
-        assert guard.read(data).width == 1
-    assert guard._child is not None
-    status = Path(f"/proc/{guard._child.pid}/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmPeak"))
-    assert peak <= 512 * 1024
+
+    async def test() -> None:
+        async with running(memory_mb=256) as guard:
+            pids = [worker.pid for worker in guard._running]
+            with suppress(ServiceError):  # a libavif that notices
+                await guard.read(data)
+            for pid in pids:
+                with suppress(OSError):
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+                    assert peak < 256 * 1024
+
+    run(test)
 
 
-def test_a_child_that_died_is_replaced(guard: Guard) -> None:
-    guard.read(plain((1, 2, 3)))
-    assert guard._child is not None
-    os.kill(guard._child.pid, signal.SIGKILL)
-    guard._child.wait()
-    assert guard.read(plain((1, 2, 3))).width == 24
+def test_an_ordinary_picture_is_answered_beside_hostile_ones() -> None:
+    async def test() -> None:
+        async with running(workers=3, max_dear=16) as guard:
+            slow = [asyncio.ensure_future(guard.read(SCANS)) for _ in range(16)]
+            await asyncio.sleep(0)
+            for _ in range(3):
+                assert (await guard.read(plain((1, 2, 3), "JPEG"))).width == 24
+            assert not any(task.done() for task in slow)  # they take minutes
+            assert guard.ready
+            for task in slow:
+                task.cancel()
+            # What nobody waits for any more is ended.
+            await until(lambda: not any(worker.job for worker in guard._running) and len(guard._running) == 3)
+            assert ended(guard, "unwanted") > 0
+
+    run(test)
 
 
-def test_the_child_has_no_secrets_and_no_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dear_pictures_all_get_their_turn_and_too_many_are_refused() -> None:
+    dear = many_scans(1000, 300)
+
+    async def test() -> None:
+        async with running(workers=2, max_dear=2) as guard:
+            answers = await asyncio.gather(*(guard.read(dear) for _ in range(9)), return_exceptions=True)
+            refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+            read = [answer for answer in answers if isinstance(answer, Decoded)]
+            assert len(refused) + len(read) == 9
+            assert read
+            if refused:
+                assert refused[0].retry_after
+        async with running(workers=2, max_dear=9) as guard:
+            await asyncio.gather(*(guard.read(dear) for _ in range(9)))
+
+    run(test)
+
+
+def test_a_worker_that_is_killed_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with running(seconds=2) as guard:
+            task = asyncio.ensure_future(guard.read(SCANS))
+            await until(lambda: any(worker.job for worker in guard._running))
+            os.kill(next(worker.pid for worker in guard._running if worker.job), signal.SIGKILL)
+            with pytest.raises(TooCostly):  # the second attempt's own answer
+                await task
+            assert ended(guard, "killed") == 1
+            assert "a decoder ended (killed" in caplog.text
+
+            task = asyncio.ensure_future(guard.read(SCANS))
+            for _ in range(2):
+                await until(lambda: any(worker.job and not worker.ended for worker in guard._running))
+                worker = next(worker for worker in guard._running if worker.job)
+                os.kill(worker.pid, signal.SIGKILL)
+                await until(lambda gone=worker: gone not in guard._running)  # type: ignore[misc]
+            with pytest.raises(DecoderFailed) as caught:
+                await task
+            assert (caught.value.status, caught.value.retry_after) == (503, 1)
+
+            for worker in guard._running:
+                os.kill(worker.pid, signal.SIGKILL)  # idle
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+
+    run(test)
+
+
+def test_a_crash_is_the_pictures_doing() -> None:
+    async def test() -> None:
+        async with running() as guard:
+            task = asyncio.ensure_future(guard.read(SCANS))
+            for _ in range(2):  # the second time with all the memory that there is
+                await until(lambda: any(worker.job and not worker.ended for worker in guard._running))
+                worker = next(worker for worker in guard._running if worker.job)
+                os.kill(worker.pid, signal.SIGSEGV)
+                await until(lambda gone=worker: gone not in guard._running)  # type: ignore[misc]
+            with pytest.raises(BrokenImage, match="crashed"):
+                await task
+
+    run(test)
+
+
+def test_the_process_that_forks_is_replaced() -> None:
+    async def test() -> None:
+        async with running() as guard:
+            assert guard._process is not None
+            first = guard._process.pid
+            task = asyncio.ensure_future(guard.read(plain((1, 2, 3))))
+            os.kill(first, signal.SIGKILL)
+            assert (await task).width == 24
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+            await until(lambda: guard._process is not None and guard._process.pid != first and guard.ready)
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+
+    run(test)
+
+
+def test_what_cannot_start_is_said_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(module, "import_path", lambda: ["/nowhere"])
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+
+    async def test() -> None:
+        guard = make()
+        with pytest.raises(DecoderFailed):
+            await guard.start()
+        assert not guard.ready
+        with pytest.raises(DecoderFailed):
+            await guard.read(plain((1, 2, 3)))
+
+    run(test)
+    assert "ended" in caplog.text
+
+
+def test_workers_have_no_secrets_no_files_and_are_ended_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_API_KEYS", "secret")
-    guard = Guard(PREPROCESS, max_pixels=1000, seconds=60, memory_mb=512)
-    try:
-        guard.read(plain((1, 2, 3)))
-        assert guard._child is not None
-        child = psutil.Process(guard._child.pid)
-        assert set(child.environ()) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LC_CTYPE"}
-        assert child.num_fds() == 3
-        assert child.net_connections() == []
-    finally:
-        guard.close()
+
+    async def test() -> None:
+        async with running() as guard:
+            await guard.read(plain((1, 2, 3)))
+            assert guard._process is not None
+            workers = children(guard._process.pid)
+            assert len(workers) == 2
+            for worker in (*workers, psutil.Process(guard._process.pid)):
+                assert set(worker.environ()) <= {"PYTHONPATH", "OPENBLAS_NUM_THREADS", "LC_CTYPE"}
+                assert worker.net_connections("inet") == []
+            assert {worker.num_fds() for worker in workers} == {5}  # three to nowhere, its channel and its memory
+            worker = workers[0]
+            loaded = Path(f"/proc/{worker.pid}/maps").read_text()
+            assert not [name for name in ("openvino", "libtorch", "uvloop", "pydantic") if name in loaded]
+            assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "1000"
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                for one in (*workers, psutil.Process(guard._process.pid)):
+                    one.send_signal(number)
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+            assert {one.pid for one in workers} == {worker.pid for worker in guard._running}
+
+    run(test)
 
 
-def test_the_child_ends_with_its_parent() -> None:
-    guard = Guard(PREPROCESS, max_pixels=1000, seconds=60, memory_mb=512)
-    guard.read(plain((1, 2, 3)))
-    child = guard._child
-    assert child is not None
-    assert child.stdin is not None
-    child.stdin.close()  # what the parent's end does to it
-    assert child.wait(timeout=60) == 0
-    guard.close()
+SERVER = """
+import asyncio, os, signal
+from tests.app.test_guard import SCANS, children, make
+
+async def main():
+    guard = make(seconds=600)
+    await guard.start()
+    task = asyncio.ensure_future(guard.read(SCANS))
+    await asyncio.sleep(0.2)
+    print(*[child.pid for child in children(os.getpid())], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
 
 
-def test_answers_never_cross_between_threads(guard: Guard) -> None:
+def test_they_end_with_a_server_that_is_killed() -> None:
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    with server:
+        assert server.stdout is not None
+        pids = [int(pid) for pid in server.stdout.readline().split()]
+        server.wait(60)
+    assert len(pids) == 3
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(60)
+
+
+def test_nothing_is_imported_from_the_folder_that_the_server_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("struct.py", "app/__init__.py", "app/decoder.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+
+    async def test() -> None:
+        async with running() as guard:
+            assert (await guard.read(plain((1, 2, 3), "WEBP"))).width == 24
+
+    run(test)
+
+
+def test_what_decoders_write_to_stderr_is_dropped(capfd: pytest.CaptureFixture[str]) -> None:
+    tiff = encode(quarters((300, 200)), "TIFF", compression="tiff_adobe_deflate")
+    damaged = [tiff[:at] + b"\x55" + tiff[at + 1 :] for at in range(8, len(tiff), 16)]
+    for data in damaged[:2]:
+        with suppress(ServiceError):
+            images.read(data, 50_000_000)
+    assert capfd.readouterr().err != ""  # libtiff's
+
+    async def test() -> None:
+        async with running() as guard:
+            for data in damaged:
+                with suppress(ServiceError):
+                    await guard.read(data)
+
+    run(test)
+    assert capfd.readouterr().err == ""
+
+
+def test_answers_never_cross() -> None:
     rng = random.Random(0)
-    colours = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(200)]
+    colours = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(120)]
 
-    def ask(colour: tuple[int, int, int]) -> bool:
-        if colour[0] < 30:  # every eighth is broken
-            with pytest.raises(BrokenImage):
-                guard.read(plain(colour)[:-30])
-            return True
-        return guard.read(plain(colour)).image.getpixel((9, 9)) == colour
+    async def test() -> None:
+        async with running(workers=3) as guard:
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, colours))
+            async def ask(colour: tuple[int, int, int]) -> bool:
+                if colour[0] < 30:  # every eighth is broken
+                    return isinstance(await error_of(guard, plain(colour)[:-30]), BrokenImage)
+                if colour[0] < 60:  # and every eighth leaves
+                    task = asyncio.ensure_future(guard.read(plain(colour)))
+                    await asyncio.sleep(0)
+                    task.cancel()
+                    return True
+                return bool((await guard.read(plain(colour))).pixels[9, 9].tolist() == list(colour))
+
+            assert all(await asyncio.gather(*(ask(colour) for colour in colours)))
+
+    run(test)
 
 
-def test_flipped_bytes_never_end_the_child_unnoticed(guard: Guard) -> None:
-    rng = random.Random(1)
-    for format in ("WEBP", "AVIF", "TIFF"):
-        data = encode(quarters((16, 12)), format)
-        for _ in range(60):
-            damaged = bytearray(data)
-            damaged[rng.randrange(len(data))] = rng.randrange(256)
-            try:
-                guard.read(bytes(damaged))
-            except (BrokenImage, TooLarge, UnsupportedMedia):
-                continue
-    assert guard.read(plain((9, 9, 9), "WEBP")).image.size == (64, 64)
+def test_flipped_bytes_never_end_a_worker_unnoticed() -> None:
+    async def test() -> None:
+        async with running() as guard:
+            rng = random.Random(1)
+            for format in ("WEBP", "AVIF", "HEIF", "TIFF"):
+                data = encode(quarters((16, 12)), format)
+                for _ in range(30):
+                    damaged = bytearray(data)
+                    damaged[rng.randrange(len(data))] = rng.randrange(256)
+                    with suppress(BrokenImage, TooLarge, TooCostly, UnsupportedMedia, UnsupportedVariant):
+                        await guard.read(bytes(damaged))
+            assert (await guard.read(plain((9, 9, 9), "WEBP"))).pixels.shape == (64, 64, 3)
+
+    run(test)
+
+
+def test_a_worker_that_answers_nonsense_is_not_believed() -> None:
+    async def test() -> None:
+        async with running() as guard:
+            job = module.Job(b"x", asyncio.get_running_loop().create_future())
+            worker = guard._running[0]
+            for reply in (struct.pack(">BBIId", 0, 99, 1, 1, 0.0), struct.pack(">BBIId", 77, 0, 1, 1, 0.0)):
+                with pytest.raises((ValueError, LookupError)):
+                    guard._settle(worker, job, reply)
+            assert not job.future.done()
+            job.future.cancel()
+
+    run(test)
+
+
+def test_metrics_name_what_ended() -> None:
+    metrics = Metrics()
+    metrics.decoders_ended.labels("time").inc()
+    assert b'caption_decoders_ended_total{reason="time"} 1.0' in generate_latest(metrics.registry)
