@@ -36,8 +36,9 @@ _UNSEEN = dict.fromkeys(
 
 # The full stop of scripts that have their own; "." elsewhere.
 _STOPS = {
-    "CJK": "。", "HIRAGANA": "。", "KATAKANA": "。", "BOPOMOFO": "。", "DEVANAGARI": "।", "BENGALI": "।", "GURMUKHI": "।",
-    "ORIYA": "।", "THAI": "", "LAO": "", "KHMER": "។", "MYANMAR": "။", "ETHIOPIC": "።", "ARMENIAN": "։",
+    "CJK": "。", "HIRAGANA": "。", "KATAKANA": "。", "BOPOMOFO": "。", "DEVANAGARI": "।", "BENGALI": "।",
+    "GURMUKHI": "।", "ORIYA": "।", "THAI": "", "LAO": "", "KHMER": "។", "MYANMAR": "။", "ETHIOPIC": "።",
+    "ARMENIAN": "։",
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Learns the pieces of words that captions are made of: byte-pair encoding (Sennrich et al. 2016) of letters.
 
 Every word starts as its letters; the pair of neighbouring pieces that occurs most often becomes one piece,
-again and again. Only the list of pieces is kept: `model.vocabulary.Vocabulary` cuts words by it. Where a script puts no spaces
-between words, all that is written in one go counts as one, so that pieces grow into the words there are.
+again and again. Only the list of pieces is kept: `model.vocabulary.Vocabulary` cuts words by it. Where a script
+puts no spaces between words, all that is written in one go counts as one, and pieces grow into the words there are.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from training import engine
 from training.config import Recipe
 from training.data import CaptionData, DataError, read
 from training.engine import Evaluation, TrainingDiverged
+from training.sides import mirrored
 from training.train import _parameter_groups, _schedule, main, train
 
 ALWAYS, NEVER = -1.0, 1e9  # save_every: after each step, or only after each epoch
@@ -414,9 +415,8 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
         vocabulary: Vocabulary = captioner.vocabulary
         for picture in pictures:
             # The reference itself earns the most; find it among all captions by its reward.
-            known = [c for p in data.pictures for c in p.captions] + [
-                engine.mirrored(c) for p in data.pictures for c in p.captions
-            ]
+            known = [c for p in data.pictures for c in p.captions]
+            known += [mirrored(c) or "" for c in known]
             ids = [[*vocabulary.encode(c), 2] for c in known]
             scores = reward.score(ids, [picture] * len(ids))
             references.append([c for c, s in zip(known, scores, strict=True) if s == max(scores)])
@@ -439,7 +439,7 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
     pictures = data.split("train")
     for row, flip, found in zip(made.rows, made.flipped, references, strict=True):
         own = pictures[row].captions[0]
-        assert (engine.mirrored(own) if flip else own) in found
+        assert (mirrored(own) if flip else own) in found
 
 
 # --- mistakes --------------------------------------------------------------------------------------
