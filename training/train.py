@@ -26,7 +26,7 @@ from model.decoder import Memory
 from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
 from model.vocabulary import END, Vocabulary
-from training import engine, features
+from training import coverage, engine, features
 from training.cider import CiderD
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, read
@@ -69,6 +69,9 @@ def train(
     torch.manual_seed(config.seed)
     run.mkdir(parents=True, exist_ok=True)
     captioner = _captioner(recipe, data, init).to(device)
+    captions = [caption for picture in data.split("train") for caption in picture.captions]
+    for warning in coverage.check(captioner.vocabulary, captions, captioner.config.search.block_ngram):
+        log.warning("%s", warning)
     captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = len(captioner.encoder.stages) - recipe.train_stages
     if not 0 <= frozen <= len(captioner.encoder.stages):
