@@ -1,7 +1,7 @@
 """How good captions are: the coco-caption scores, how sure they are, and how varied the captions.
 
-The scores come from pycocoevalcap, which needs Java for its tokenizer (Stanford's PTB) and METEOR. The tokenizer is made
-for English and knows no words of Chinese, Hindi or Thai: captions that are not in Latin letters are compared by
+The scores come from pycocoevalcap, which needs Java for its tokenizer (Stanford's PTB) and METEOR. The tokenizer is
+made for English and knows no words of Chinese, Hindi or Thai: captions that are not in Latin letters are compared by
 `model.vocabulary.words_of` instead, by the character where a script has no spaces.
 """
 
@@ -150,7 +150,7 @@ def tokenize(texts: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     # The tokenizer works line by line: no text may hold a line break of any kind, and none may be blank.
-    tidy = [" ".join(text.split()) or "." for text in texts]
+    tidy = [" ".join(unicodedata.normalize("NFC", text).split()) or "." for text in texts]
     lines = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(tidy)})
     if len(lines) != len(texts):
         raise MetricError(f"the PTB tokenizer returned {len(lines)} lines for {len(texts)}")

@@ -138,6 +138,10 @@ def test_repeated_bigrams() -> None:
     assert not repeats_bigram([])
 
 
+def test_letters_in_two_parts_are_the_same_letters() -> None:
+    assert metrics.tokenize(["Ein Ma\u0308dchen la\u0308uft."]) == ["ein mädchen läuft"]
+
+
 def test_latin_letters_are_told_from_others() -> None:
     assert in_latin_letters(["A dog at the 寿司 bar", "Ein Mädchen läuft über die Straße", "Một con chó"])
     for text in ("一只狗", "एक कुत्ता", "ชายคนหนึ่ง", "собака бежит", "كلب يجري"):
