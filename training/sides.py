@@ -140,7 +140,7 @@ assert {*TABLES, "auto", "none"} == set(get_args(Language))
 
 # Marks are no letters to `re`, so a word is what stands between spaces and punctuation.
 _WORD = re.compile(r"[^\s.,;:!?।،؛\-()\"“”/]+")
-_HAN, _KANA = "\u3400\u9fff", "\u3041\u30ff"  # first and last
+_HAN, _KANA = ("\u3400", "\u9fff"), ("\u3041", "\u30ff")  # first and last
 
 
 def mirrored(caption: str, language: str | None = "en") -> str | None:
