@@ -29,7 +29,7 @@ for (const block of document.querySelectorAll("script.explained")) {
   const stage = h("section", { class: "stage", "aria-label": name });
   const walk = h("div", { class: "walk-inline" });
   const details = h("details", { class: "walk-details", toggle: () => {
-    if (details.open && !walk.hasChildNodes()) walkthrough(walk, caption.tokens);
+    if (details.open && !walk.hasChildNodes()) walkthrough(walk, laidOut(caption.text, caption.tokens));
   } }, h("summary", {}, "Walk through the LSTM’s four steps with these numbers"), walk);
   block.replaceWith(stage, details);
   explain(stage, { caption, src, image, name });

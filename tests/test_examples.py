@@ -21,7 +21,7 @@ from tests.page.live import serving
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in
-          ("quick-start", "api", "deployment", "how-it-works", "troubleshooting")]  # fmt: skip
+          ("quick-start", "api", "deployment", "how-it-works", "how-it-works.zh", "troubleshooting")]  # fmt: skip
 LOCALHOST = "http://localhost:8000"
 NOT_RUN = "# not run here: "
 CAPTION = f'caption() {{ "{sys.executable}" -m app.cli "$@"; }}\n'  # what `pip install .` installs
@@ -109,13 +109,19 @@ def test_every_error_code_is_in_the_table() -> None:
     assert set(all_of(ServiceError)) - listed == {"client_gone"}  # which nobody is left to read
 
 
-def test_quoted_lines_stand_in_the_source() -> None:
-    quoted = [block for block in blocks(ROOT / "docs" / "how-it-works.md", "python") if block.startswith("# ")]
+@pytest.mark.parametrize("name", ["how-it-works", "how-it-works.zh"])
+def test_quoted_lines_stand_in_the_source(name: str) -> None:
+    quoted = [block for block in blocks(ROOT / "docs" / f"{name}.md", "python") if block.startswith("# ")]
     assert len(quoted) > 10
     for block in quoted:
         name, *lines = block.splitlines()
         source = [line.strip() for line in (ROOT / name.removeprefix("# ")).read_text().splitlines()]
         assert [line for line in lines if line.strip() not in source] == [], name
+
+
+def test_both_editions_quote_the_same_lines() -> None:
+    english, chinese = (blocks(ROOT / "docs" / f"{name}.md", "python") for name in ("how-it-works", "how-it-works.zh"))
+    assert english == chinese
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)

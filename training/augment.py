@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.sides import Language
+
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
     """Which changes; all off by default."""
 
-    flip: bool = False  # mirror half of the pictures, with "left" and "right" swapped in their captions
+    flip: bool = False  # mirror half of the pictures, with left and right swapped in their captions
     min_scale: float = 1.0  # crop to at least this share of the area, then stretch back
     jitter: float = 0.0  # brightness, contrast and saturation vary by up to this factor
+    language: Language = "auto"  # of the captions; pictures for which no caption stays true are not mirrored
 
 
 def augment(
@@ -40,9 +42,3 @@ def augment(
         pixels = np.clip(x + 0.5, 0, 255).astype(np.uint8)
     flipped = bool(config.flip and rng.random() < 0.5)
     return (pixels[:, ::-1] if flipped else pixels), flipped
-
-
-def mirrored(caption: str) -> str:
-    """A caption of the mirrored picture: "left" and "right" swapped."""
-    swap = {"left": "right", "right": "left"}
-    return re.sub(r"\b(left|right)\b", lambda found: swap[found[0]], caption.lower())

@@ -20,7 +20,8 @@ from model.encoder import as_regions, drop_paths
 from model.runtime.torch_engine import TorchStepper
 from model.search import Stepper, search
 from model.vocabulary import END, PAD, START, Vocabulary, words_of
-from training.augment import AugmentConfig, augment, mirrored
+from training import sides
+from training.augment import AugmentConfig, augment
 from training.cider import CiderD
 from training.config import TrainConfig
 from training.data import Picture
@@ -71,7 +72,8 @@ class CaptionSource:
         ]
         encode = captioner.vocabulary.encode
         self.ids = [[encode(c) for c in picture.captions] for picture in features.pictures]
-        self.mirrored_ids = [[encode(mirrored(c)) for c in picture.captions] for picture in features.pictures]
+        # Of the captions those whose mirrored form is surely true; a picture without any is not mirrored.
+        self.mirrored_ids = [[encode(c) for c in mine] for mine in _mirrored(features.pictures, augmentation)]
         self.longest = np.array([min(max(map(len, ids)), config.max_words) for ids in self.ids])
 
     def __len__(self) -> int:
@@ -99,11 +101,16 @@ class CaptionSource:
         if self.features.data.dtype == np.uint8:  # pixels: augment now
             seeds = [np.random.default_rng([self.config.seed, epoch, number, r]) for r in rows]
             made = [augment(self.features.data[r, 0], s, self.augmentation) for r, s in zip(rows, seeds, strict=True)]
-            inputs = torch.from_numpy(np.stack([pixels for pixels, _ in made])).to(device)
-            flipped = [flip for _, flip in made]
+            flipped = [flip and bool(self.mirrored_ids[r]) for r, (_, flip) in zip(rows, made, strict=True)]
+            turned = [p[:, ::-1] if was and not flip else p for (p, was), flip in zip(made, flipped, strict=True)]
+            inputs = torch.from_numpy(np.stack(turned)).to(device)
         else:
-            inputs = self.features.batch(rows, views, device)
-            flipped = [bool(self.features.flipped[r, v]) for r, v in zip(rows, views, strict=True)]
+            untrue = [
+                self.features.flipped[r, v] and not self.mirrored_ids[r] for r, v in zip(rows, views, strict=True)
+            ]
+            chosen = [0 if bad else v for v, bad in zip(views, untrue, strict=True)]  # 0: as it is
+            inputs = self.features.batch(rows, chosen, device)
+            flipped = [bool(self.features.flipped[r, v]) for r, v in zip(rows, chosen, strict=True)]
         rng = np.random.default_rng([self.config.seed, epoch, *rows])
         captions = []
         for row, flip in zip(rows, flipped, strict=True):
@@ -118,6 +125,18 @@ def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -
     """`rows`, each `visits` times; of a fraction as many random ones once more."""
     whole, more = divmod(round(len(rows) * visits), len(rows))
     return np.concatenate([np.tile(rows, whole), rng.permutation(rows)[:more]])
+
+
+def _mirrored(pictures: Sequence[Picture], augmentation: AugmentConfig) -> list[list[str]]:
+    """Of each picture the captions of its mirror image; none at all where pictures are not mirrored."""
+    if not augmentation.flip:
+        return [[] for _ in pictures]
+    captions: dict[str, list[str]] = {}
+    for picture in pictures:
+        captions.setdefault(picture.source, []).extend(picture.captions)
+    languages = sides.languages_of(captions, augmentation.language)
+    made = [[sides.mirrored(c, languages[picture.source]) for c in picture.captions] for picture in pictures]
+    return [[c for c in mine if c is not None] for mine in made]
 
 
 def padded(captions: Sequence[Sequence[Sequence[int]]], most: int | None = None) -> Tensor:

@@ -30,6 +30,7 @@ from model.decoder import Decoder, Memory
 from model.encoder import fold_norms
 from model.errors import CaptionModelError
 from model.runtime.openvino_engine import ENCODER, STEP, STEP_INT8
+from model.vocabulary import SPECIAL, START
 from training.process import settle
 
 log = logging.getLogger("training.export")
@@ -42,7 +43,7 @@ STEP_OUTPUTS = ("log_probabilities", "state_out", "attention", "gates")
 
 
 class ExportError(CaptionModelError):
-    """The exported graphs do not compute what torch computes; nothing was written."""
+    """The exported graphs would be of no use, or do not compute what torch computes; nothing was written."""
 
 
 class EncoderGraph(nn.Module):
@@ -112,6 +113,8 @@ def export(folder: Path) -> None:
     Its weights are written anew too, with the encoder's batch norms folded (`model.encoder.fold_norms`).
     """
     captioner = load_captioner(folder)
+    if len(captioner.vocabulary) == len(SPECIAL):
+        raise ExportError("the vocabulary holds no word, so this model can say nothing; train with other captions")
     fold_norms(captioner.encoder)
     with torch.no_grad():
         for parameter in captioner.parameters():
@@ -123,7 +126,7 @@ def export(folder: Path) -> None:
     with torch.inference_mode():
         memory = captioner.encode(pixels)
         state = captioner.decoder.initial_state(memory, 1)
-        words = torch.randint(4, len(captioner.vocabulary), (2, 3), generator=generator)
+        words = torch.randint(START, len(captioner.vocabulary), (2, 3), generator=generator)
         parents = torch.zeros_like(words)
         step = (*split(memory, captioner.config.decoder.attention_heads), words, parents, state)
     decoder, temperature = captioner.decoder, captioner.config.temperature

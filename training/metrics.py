@@ -1,18 +1,28 @@
 """How good captions are: the coco-caption scores, how sure they are, and how varied the captions.
 
-The scores come from pycocoevalcap, which needs Java for its tokenizer (Stanford's PTB) and METEOR.
+The scores come from pycocoevalcap, which needs Java for its tokenizer (Stanford's PTB) and METEOR. The tokenizer is
+made for English and knows no words of Chinese, Hindi or Thai: captions that are not in Latin letters are compared by
+`model.vocabulary.words_of` instead, by the character where a script has no spaces.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from model.vocabulary import words_of
+
+log = logging.getLogger(__name__)
 
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
@@ -68,7 +78,13 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]], resample
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
 
-    lines = tokenize([*captions, *(text for texts in references for text in texts)])
+    texts = [*captions, *(text for texts in references for text in texts)]
+    if foreign := not in_latin_letters(texts):
+        log.warning(
+            "these captions are not in Latin letters: scored by words, or by characters where a script has no spaces, "
+            "not by PTB tokens; METEOR compares them as they stand, without stems or synonyms"
+        )
+    lines = [" ".join(words_of(text)) for text in texts] if foreign else tokenize(texts)
     found, rest = lines[: len(captions)], iter(lines[len(captions) :])
     truth = [[next(rest) for _ in texts] for texts in references]
     results = {i: [line] for i, line in enumerate(found)}
@@ -81,7 +97,7 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]], resample
     counts = np.array([_bleu_counts(entry) for entry in bleu_scorer.ctest], np.float64)
     cider, ciders = Cider().compute_score(ground_truth, results)
     rouge, rouges = Rouge().compute_score(ground_truth, results)
-    scorer = Meteor()
+    scorer = _meteor(Meteor)
     try:
         meteor, meteors = scorer.compute_score(ground_truth, results)
     finally:
@@ -109,12 +125,32 @@ def score(captions: Sequence[str], references: Sequence[Sequence[str]], resample
     )
 
 
+def in_latin_letters(texts: Sequence[str]) -> bool:
+    """Whether nine letters of ten are Latin: what the PTB tokenizer, made for English, can be given."""
+    letters = [x for text in texts for x in text if x.isalpha()]
+    latin = sum(x < "\u0250" or unicodedata.name(x, "").startswith("LATIN") for x in letters)
+    return latin >= 0.9 * len(letters)
+
+
+def _meteor(make: Callable[[], Any]) -> Any:
+    """A METEOR whose Java reads UTF-8 in every locale: in some every foreign letter would be the same `?`."""
+    before = os.environ.get("JAVA_TOOL_OPTIONS")
+    os.environ["JAVA_TOOL_OPTIONS"] = f"{before or ''} -Dfile.encoding=UTF-8".strip()
+    try:
+        return make()
+    finally:
+        if before is None:
+            del os.environ["JAVA_TOOL_OPTIONS"]
+        else:
+            os.environ["JAVA_TOOL_OPTIONS"] = before
+
+
 def tokenize(texts: Sequence[str]) -> list[str]:
     """Raw texts -> PTB tokens, lower case, without punctuation, joined by spaces."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     # The tokenizer works line by line: no text may hold a line break of any kind, and none may be blank.
-    tidy = [" ".join(text.split()) or "." for text in texts]
+    tidy = [" ".join(unicodedata.normalize("NFC", text).split()) or "." for text in texts]
     lines = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(tidy)})
     if len(lines) != len(texts):
         raise MetricError(f"the PTB tokenizer returned {len(lines)} lines for {len(texts)}")

@@ -1,7 +1,8 @@
 """Learns the pieces of words that captions are made of: byte-pair encoding (Sennrich et al. 2016) of letters.
 
 Every word starts as its letters; the pair of neighbouring pieces that occurs most often becomes one piece,
-again and again. Only the list of pieces is kept: `model.vocabulary.Vocabulary` cuts words by it.
+again and again. Only the list of pieces is kept: `model.vocabulary.Vocabulary` cuts words by it. Where a script
+puts no spaces between words, all that is written in one go counts as one, and pieces grow into the words there are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 
-from model.vocabulary import CONTINUES, SPECIAL, Vocabulary, words_of
+from model.vocabulary import CONTINUES, SPECIAL, Vocabulary, runs_of
 
 Pair = tuple[str, str]
 
@@ -21,7 +22,7 @@ def build_pieces(captions: Iterable[str], size: int, min_count: int = 5) -> Voca
     Letters that occur fewer than `min_count` times, at the start of words or within them, are left out, and
     words with them are unknown.
     """
-    words = Counter(word for caption in captions for word in words_of(caption))
+    words = Counter(word for caption in captions for word in runs_of(caption))
     letters: Counter[str] = Counter()
     for word, count in words.items():
         for letter in _letters(word):

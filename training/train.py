@@ -28,7 +28,7 @@ from model.decoder import Memory
 from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
 from model.vocabulary import SPECIAL, Vocabulary
-from training import engine, features
+from training import coverage, engine, features
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, Picture, read
 from training.pieces import build_pieces
@@ -74,6 +74,9 @@ def train(
     torch.manual_seed(recipe.train.seed)
     _check_sets(recipe, data)
     captioner = _captioner(recipe, data, init).to(device)
+    captions = [caption for picture in data.split("train") for caption in picture.captions]
+    for warning in coverage.check(captioner.vocabulary, captions, captioner.config.search.block_ngram):
+        log.warning("%s", warning)
     captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = _as_run(recipe, captioner, device)
     config = recipe.train

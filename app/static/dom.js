@@ -20,12 +20,26 @@ export const m = build(MATHML);
 
 export const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : `${Math.round(100 * p)}%`);
 export const number = (x) => x.toFixed(Math.abs(x) < 9.995 ? 2 : 1).replace("-", "−");
-export const spoken = (token) => (token.text === "." ? "end of the caption" : token.text);
+export const spoken = (token) => (token.text === "." ? "end of the caption" : token.shown ?? token.text);
 export const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-// The words' elements with spaces between them; a full stop stays on its word's line.
+// The tokens, each with what the sentence `text` shows of it and what stands before it there: capitals, spaces and the
+// full stop are those of its script. A script without a full stop gets a mark for the decision to end.
+export function laidOut(text, tokens) {
+  let at = 0;
+  return tokens.map((token, t) => {
+    if (token.text === "." && t === tokens.length - 1) return { ...token, shown: at < 0 ? "." : text.slice(at) || "∎", before: "" };
+    const plain = token.text.replace(/^##(?=.)/, "");
+    const before = at < 0 ? " " : text.slice(at).match(/^\s*/)[0];
+    const shown = at < 0 ? plain : text.slice(at + before.length, at + before.length + plain.length);
+    if (at >= 0) at = shown.toLowerCase() === plain.toLowerCase() ? at + before.length + plain.length : -1;
+    return at < 0 ? { ...token, shown: plain, before: t && plain === token.text ? " " : "" } : { ...token, shown, before };
+  });
+}
+
+// The words' elements with what stands between them; a full stop stays on its word's line.
 export function inSentence(words, tokens) {
   const stops = tokens.length > 1 && tokens.at(-1).text === ".";
   const ends = stops ? [h("span", { class: "last" }, ...words.slice(-2))] : [];
-  return [...words.slice(0, stops ? -2 : words.length), ...ends].flatMap((word, t) => (t === 0 ? [word] : [" ", word]));
+  return [...words.slice(0, stops ? -2 : words.length), ...ends].flatMap((word, t) => [tokens[t].before, word]);
 }

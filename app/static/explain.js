@@ -1,6 +1,6 @@
 // One picture in detail: its words, where the model looked for each, what it nearly said, and its gates.
 // The page and the file that `caption --explain` writes show the same view.
-import { h, inSentence, percent, spoken } from "./dom.js";
+import { h, inSentence, laidOut, percent, spoken } from "./dom.js";
 import { gateCharts } from "./gates.js";
 
 const CELL = 32; // pixels the overlay spends on one region; CSS stretches it over the picture
@@ -10,7 +10,7 @@ const PLAY_MS = 900; // a word, when played
 // Shows `caption` (of the API, with explain) of the picture at `src` in `root`.
 // `image` is the API's; `walk` makes the link to the four steps; `extra` is put under the sentence.
 export function explain(root, { caption, src, image, name, walk, extra }) {
-  const tokens = caption.tokens;
+  const tokens = laidOut(caption.text, caption.tokens);
   let pinned = null;
   let hovered = null;
   let playing = 0;
@@ -26,7 +26,6 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
   });
 
   const words = tokens.map((token, t) => {
-    const text = t === 0 ? token.text.charAt(0).toUpperCase() + token.text.slice(1) : token.text;
     const button = h("button", {
       type: "button", class: token.text === "." ? "word stop" : "word", "aria-pressed": "false",
       "aria-label": `${spoken(token)}, ${percent(token.probability)}`,
@@ -35,11 +34,11 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
       focus: () => point(t),
       blur: () => point(null),
       click: () => pin(pinned === t ? null : t),
-    }, text);
+    }, token.shown);
     button.style.setProperty("--p", token.probability);
     return button;
   });
-  const sentence = h("p", { class: "sentence", role: "group", "aria-label": "The caption, word by word", keydown: keys },
+  const sentence = h("p", { class: "sentence", dir: "auto", role: "group", "aria-label": "The caption, word by word", keydown: keys },
     ...inSentence(words, tokens));
   const panel = h("div", { class: "panel", "aria-live": "polite" });
   const play = h("button", { type: "button", class: "quiet", click: () => (playing ? stop() : start()) }, "▶ Play word by word");
@@ -55,7 +54,7 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
     h("div", { class: "detail" },
       h("figure", { class: "picture" }, frame, h("figcaption", {}, legend(), name ? h("span", { class: "name" }, name) : null)),
       h("div", { class: "reading-side" },
-        h("h2", { class: "visually-hidden" }, caption.text),
+        h("h2", { class: "visually-hidden", dir: "auto" }, caption.text),
         sentence,
         h("p", { class: "confidence" }, `Confidence ${percent(caption.confidence)} `, h("span", {}, "(the words’ geometric mean) "), play),
         panel, extra)),
@@ -87,7 +86,8 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
   }
   function keys(event) {
     const at = words.indexOf(document.activeElement);
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const onwards = getComputedStyle(sentence).direction === "rtl" ? -1 : 1;
+    const step = { ArrowRight: onwards, ArrowLeft: -onwards }[event.key];
     if (event.key === "Escape") pin(null);
     if (step == null || at < 0) return;
     event.preventDefault();
@@ -119,13 +119,13 @@ function about(token) {
   const looked = token.attention;
   const peak = looked ? Math.max(...looked.weights) : 0;
   return [
-    h("h3", {}, token.text === "." ? "To end the sentence here" : h("span", {}, "“", token.text, "”"), " ",
+    h("h3", {}, token.text === "." ? "To end the sentence here" : h("span", {}, "“", h("bdi", {}, token.shown), "”"), " ",
       h("span", { class: "muted" }, "or…")),
     h("ol", { class: "options" }, ...options.map((option) => {
       const bar = h("span", { class: "bar", "aria-hidden": "true" });
       bar.style.setProperty("--p", option.probability);
       return h("li", { class: option.chosen ? "chosen" : null },
-        h("span", { class: "option" }, spoken(option)), bar, h("span", { class: "value" }, percent(option.probability)));
+        h("span", { class: "option", dir: "auto" }, spoken(option)), bar, h("span", { class: "value" }, percent(option.probability)));
     })),
     looked ? h("p", { class: "muted looked" },
       looked.sentinel > 0.005 ? `It relied ${percent(looked.sentinel)} on the sentence so far and ${percent(1 - looked.sentinel)} on the picture. ` : "",

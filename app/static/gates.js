@@ -44,7 +44,7 @@ function chart(name, tokens, layers, marks, onWord) {
   const dots = values.map((_, layer) => s("circle", { r: 4, class: `dot layer${layer + 1}`, visibility: "hidden" }));
   const words = tokens.map((token, t) =>
     s("text", { class: "tick word-tick", transform: `translate(${x(t) + 3} ${BOTTOM + 12}) rotate(-42)`, "text-anchor": "end" },
-      token.text === "." ? "end" : shorten(token.text)));
+      token.text === "." ? "end" : shorten(token.shown)));
   const reading = h("span", { class: "reading" });
   marks.push((index) => {
     const on = index != null;
@@ -85,8 +85,8 @@ export const symbol = (letter) => h("i", { class: "symbol" }, letter, h("sub", {
 function finding(gate, row, tokens) {
   const average = mean(row);
   const far = row.reduce((best, value, t) => (Math.abs(value - average) > Math.abs(row[best] - average) ? t : best), 0);
-  const word = tokens[far].text === "." ? "the end" : `“${tokens[far].text}”`;
-  return `${shown(gate, average)} on average, ${row[far] < average ? "least" : "most"} at ${word} (${shown(gate, row[far])}).`;
+  const word = tokens[far].text === "." ? ["the end"] : ["“", h("bdi", {}, tokens[far].shown), "”"];
+  return [`${shown(gate, average)} on average, ${row[far] < average ? "least" : "most"} at `, ...word, ` (${shown(gate, row[far])}).`];
 }
 
 function spokenChart(gate, values, tokens) {
@@ -95,7 +95,10 @@ function spokenChart(gate, values, tokens) {
   return `${gate.title} word by word. ${rows.join(". ")}.`;
 }
 
-const shorten = (text) => (text.length > 9 ? `${text.slice(0, 8)}…` : text);
+const shorten = (text) => {
+  const letters = Array.from(new Intl.Segmenter().segment(text), ({ segment }) => segment); // with their marks
+  return letters.length > 9 ? `${letters.slice(0, 8).join("")}…` : text;
+};
 const niceAbove = (value) => {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 4, 6, 8, 10].find((factor) => factor * power >= value) * power;

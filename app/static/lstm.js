@@ -1,5 +1,6 @@
 // lstm.html: the four steps with the numbers in the address, or with those of the sample picture.
 import { caption } from "./api.js";
+import { laidOut } from "./dom.js";
 import { unpack, walkthrough } from "./walkthrough.js";
 
 const root = document.getElementById("walk");
@@ -9,7 +10,8 @@ async function start() {
   if (!tokens) {
     try {
       const sample = await (await fetch(new URL("sample.jpg", import.meta.url))).blob();
-      tokens = (await caption(sample, { explain: true })).captions[0].tokens;
+      const said = (await caption(sample, { explain: true })).captions[0];
+      tokens = laidOut(said.text, said.tokens);
       document.getElementById("whose").textContent = "These are the numbers of the sample picture’s caption; open any other picture’s from the page.";
     } catch (error) {
       root.textContent = `There are no numbers to show: ${error.message}`;

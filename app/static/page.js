@@ -1,6 +1,6 @@
 // The page: pictures in, a card each, and one of them in detail.
 import { about, ApiError, caption } from "./api.js";
-import { h, percent } from "./dom.js";
+import { h, laidOut, percent } from "./dom.js";
 import { explain } from "./explain.js";
 import { pack } from "./walkthrough.js";
 
@@ -129,7 +129,7 @@ function draw(item) {
     h("button", { type: "button", class: "thumb", "aria-label": `Show ${item.name} in detail`, disabled: state !== "done", click: () => open(item) }, item.thumb),
     h("div", { class: "card-body" },
       h("p", { class: "name" }, item.name),
-      state === "done" ? h("p", { class: "caption" }, answer.caption)
+      state === "done" ? h("p", { class: "caption", dir: "auto" }, answer.caption)
         : state === "failed" ? h("p", { class: "error" }, item.error.message)
         : h("p", { class: "muted" }, state === "waiting" ? "Waiting…" : "Looking…"),
       state === "done" ? h("p", { class: "actions" },
@@ -184,7 +184,7 @@ function others(item, place, onPick) {
     try {
       item.others ??= (await caption(item.file, { num_captions: 5, explain: true })).captions.filter(({ text }) => text !== item.answer.caption);
       list.replaceChildren(...item.others.map((other) => h("li", {},
-        onPick ? h("button", { type: "button", class: "link", click: () => onPick(other) }, other.text) : h("span", {}, other.text),
+        onPick ? h("button", { type: "button", class: "link", dir: "auto", click: () => onPick(other) }, other.text) : h("span", { dir: "auto" }, other.text),
         h("span", { class: "value" }, percent(other.confidence)))));
     } catch (error) {
       list.replaceChildren(h("li", { class: "error" }, error.message));
@@ -229,7 +229,7 @@ async function show(item, other) {
   extra.append(h("p", { class: "actions" }, copyButton(() => said.text), others(item, extra, (picked) => show(item, picked)), back ?? "",
     h("button", { type: "button", class: "quiet", click: () => download("json", [item]) }, "JSON"),
     items.length > 1 ? h("button", { type: "button", class: "quiet", click: close }, "Close") : ""));
-  const walk = `${new URL("lstm.html", import.meta.url)}#${pack(said.tokens)}`;
+  const walk = `${new URL("lstm.html", import.meta.url)}#${pack(laidOut(said.text, said.tokens))}`;
   explain(stage, { caption: said, src: item.src, image: item.answer.image, name: `${item.name} · ${item.answer.image.width} × ${item.answer.image.height}`, walk, extra });
 }
 

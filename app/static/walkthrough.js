@@ -34,7 +34,7 @@ const STEPS = [
   },
 ];
 
-// Shows the four steps in `root` with the numbers of `tokens`: [{text, gates}], `gates` as the API has them.
+// Shows the four steps in `root` with the numbers of `tokens`: [{text, shown, before, gates}], as `laidOut` makes them.
 export function walkthrough(root, tokens) {
   if (!("forget" in tokens[0].gates[0])) {
     const names = Object.keys(tokens[0].gates[0]).join(", ");
@@ -46,13 +46,13 @@ export function walkthrough(root, tokens) {
 
   const words = tokens.map((token, t) => h("button", {
     type: "button", class: token.text === "." ? "word stop" : "word", "aria-label": spoken(token), click: () => choose(t, layer),
-  }, token.text));
+  }, token.shown));
   const layers = tokens[0].gates.map((_, l) => h("button", { type: "button", click: () => choose(index, l) }, capital(layerName(l))));
   const reading = h("p", { class: "lead", "aria-live": "polite" });
   const picture = h("div", { class: "cell-frame", tabindex: "0", role: "group", "aria-label": "The cell as a drawing" });
   const steps = h("ol", { class: "steps" });
   root.replaceChildren(
-    h("p", { class: "sentence", role: "group", "aria-label": "Choose a word" }, ...inSentence(words, tokens)),
+    h("p", { class: "sentence", dir: "auto", role: "group", "aria-label": "Choose a word" }, ...inSentence(words, tokens)),
     h("div", { class: "segmented", role: "group", "aria-label": "Choose a layer" }, ...layers),
     reading, picture, steps,
     h("p", { class: "muted small" }, "σ squeezes any number into 0 to 1 and tanh into −1 to 1; ⊙ multiplies unit by unit. Every layer has hundreds of units, each with its own numbers: of the three gates you see the average, of the candidate, the cell state and the hidden state the typical size (root mean square)."),
@@ -66,9 +66,10 @@ export function walkthrough(root, tokens) {
       word.classList.toggle("on", t === index);
     });
     layers.forEach((button, l) => button.setAttribute("aria-pressed", String(l === layer)));
-    const read = index === 0 ? "the sign that a sentence starts" : `“${tokens[index - 1].text}”`;
-    const said = tokens[index].text === "." ? "that the sentence ends" : `“${tokens[index].text}”`;
-    reading.textContent = `It has just read ${read} and is about to say ${said}. ${layer === 0 ? "In layer 1, where x is that word, this happens:" : "In layer 2, where x is what layer 1 shows and what the attention sees in the picture, this happens:"}`;
+    const quoted = (token) => ["“", h("bdi", {}, token.shown), "”"];
+    const read = index === 0 ? ["the sign that a sentence starts"] : quoted(tokens[index - 1]);
+    const said = tokens[index].text === "." ? ["that the sentence ends"] : quoted(tokens[index]);
+    reading.replaceChildren("It has just read ", ...read, " and is about to say ", ...said, `. ${layer === 0 ? "In layer 1, where x is that word, this happens:" : "In layer 2, where x is what layer 1 shows and what the attention sees in the picture, this happens:"}`);
     const now = tokens[index].gates[layer];
     const before = index === 0 ? null : tokens[index - 1].gates[layer];
     picture.replaceChildren(cell(now));
@@ -146,13 +147,14 @@ function wedge(x, y, radius, share) {
 }
 
 // What the walk-through needs of a caption, short enough for the fragment of an address: it never leaves the browser.
-export const pack = (tokens) => encodeURIComponent(JSON.stringify(tokens.map(({ text, gates }) =>
-  [text, gates.map((layer) => Object.fromEntries(Object.entries(layer).map(([name, value]) => [name, +value.toFixed(4)])))])));
+export const pack = (tokens) => encodeURIComponent(JSON.stringify(tokens.map(({ text, shown, before, gates }) =>
+  [text, gates.map((layer) => Object.fromEntries(Object.entries(layer).map(([name, value]) => [name, +value.toFixed(4)]))), shown, before])));
 
 // The tokens in such a fragment; null for anything else.
 export function unpack(fragment) {
   try {
-    const tokens = JSON.parse(decodeURIComponent(fragment)).map(([text, gates]) => ({ text: String(text), gates }));
+    const tokens = JSON.parse(decodeURIComponent(fragment)).map(([text, gates, shown = text, before = " "]) =>
+      ({ text: String(text), gates, shown: String(shown), before: String(before) }));
     const sound = tokens.length > 0 && tokens.every(({ gates }) =>
       gates.length > 0 && gates.every((layer) => Object.values(layer).every((value) => Number.isFinite(value))));
     return sound ? tokens : null;

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import CheckpointError
-from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, sentence, words_of
+from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, runs_of, sentence, words_of
 
 words = st.text("abcdefgé", min_size=1, max_size=6)
 
@@ -21,12 +21,27 @@ words = st.text("abcdefgé", min_size=1, max_size=6)
         ("under_score -dash- 'quoted'", ["under", "score", "dash", "quoted"]),
         ("<start> <pad>", ["start", "pad"]),
         ("...", []),
+        ("A\u0308rger mit Ka\u0308se", ["ärger", "mit", "käse"]),
+        ("كَلْبٌ يَجْرِي.", ["كَلْبٌ", "يَجْرِي"]),
+        ("एक कुत्ता दौड़ रहा है।", ["एक", "कुत्ता", "दौड\u093c", "रहा", "है"]),
+        ("او می\u200cرود", ["او", "می\u200cرود"]),  # the non-joiner is inside a Persian word
+        ("\u200fשלום\u200f, soft\u00adhyphen", ["שלום", "softhyphen"]),
+        ("红色T恤，自行车。", ["红", "色", "t", "恤", "自", "行", "车"]),
+        ("犬がボールを追う", ["犬", "が", "ボ", "ー", "ル", "を", "追", "う"]),
+        ("ที่นี่ ៖ ស្រី", ["ที่", "นี่", "ស្រី"]),  # a Khmer letter stands under another
+        ("개가 달린다", ["개가", "달린다"]),
+        (
+            "50% off, $5 and/or 5 € at A&B #8",
+            ["50", "%", "off", "$", "5", "and", "/", "or", "5", "€", "at", "a", "&", "b", "#", "8"],
+        ),
+        ("fun🎉👍🏽👨\u200d👩\u200d👧🇩🇪🇫🇷 ❤\ufe0f", ["fun", "🎉", "👍🏽", "👨\u200d👩\u200d👧", "🇩🇪", "🇫🇷", "❤\ufe0f"]),
     ],
 )
 def test_words_are_lower_case_without_punctuation(text: str, expected: list[str]) -> None:
     assert words_of(text) == expected
 
 
+@settings(deadline=None)  # the first call makes the patterns
 @given(st.lists(words, max_size=8))
 def test_words_survive_being_joined(some: list[str]) -> None:
     assert words_of(" ".join(some)) == some
@@ -38,6 +53,7 @@ def test_built_from_frequent_words_most_frequent_first() -> None:
     assert len(Vocabulary.build(["a b", "a"], min_count=1)) == len(SPECIAL) + 2
 
 
+@settings(deadline=None)
 @given(st.lists(words, unique=True, min_size=1, max_size=20), st.data())
 def test_known_words_come_back(known: list[str], data: st.DataObject) -> None:
     vocabulary = Vocabulary((*SPECIAL, *known))
@@ -71,7 +87,26 @@ def test_the_fingerprint_tells_vocabularies_apart(known: list[str], data: st.Dat
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [(["a", "dog", "runs"], "A dog runs."), (["t-shirt"], "T-shirt."), (["éclairs"], "Éclairs."), ([], "")],
+    [
+        (["a", "dog", "runs"], "A dog runs."),
+        (["t-shirt"], "T-shirt."),
+        (["éclairs"], "Éclairs."),
+        ([], ""),
+        (list("一只狗在跑"), "一只狗在跑。"),
+        (["t", *"恤上写着", "nba"], "T恤上写着nba。"),  # most words decide
+        (list("犬がボール"), "犬がボール。"),
+        (["एक", "कुत्ता"], "एक कुत्ता।"),
+        (["นั่", "ง", "อ", "ยู่"], "นั่งอยู่"),
+        (["كلب", "يجري"], "كلب يجري."),
+        (["ძაღლი", "დარბის"], "ძაღლი დარბის."),  # Georgian capitals are for headings
+        (["собака", "бежит"], "Собака бежит."),
+        (["개가", "달린다"], "개가 달린다."),
+        (
+            ["50", "%", "of", "$", "5", "and", "/", "or", "5", "€", "#", "8", "a", "&", "b"],
+            "50% of $5 and/or 5€ #8 a & b.",
+        ),
+        (["fun", "🎉"], "Fun 🎉."),
+    ],
 )
 def test_a_sentence_starts_with_a_capital_and_ends_with_a_stop(said: list[str], expected: str) -> None:
     assert sentence(said) == expected
@@ -90,6 +125,33 @@ def test_pieces_are_joined_to_words() -> None:
     ids = PIECES.encode("a skateboarder")
     assert PIECES.decode([START, *ids, END, PAD]) == ["a", "skateboarder"]
     assert PIECES.decode(ids[2:]) == ["boarder"]  # a piece that has nothing to go on with
+
+
+def test_a_script_without_spaces_is_cut_into_pieces_and_comes_back_as_letters() -> None:
+    pieces = Vocabulary((*SPECIAL, "红", "红色", "##的", "##狗", "t", "恤"))
+    assert runs_of("红色的狗 T恤，红") == ["红色的狗", "t", "恤", "红"]
+    ids = pieces.encode("红色的狗，T恤。")
+    assert [pieces.words[i] for i in ids] == ["红色", "##的", "##狗", "t", "恤"]
+    assert pieces.decode(ids) == words_of("红色的狗，T恤。")
+    assert pieces.counted([*ids, END]) == [*"红色的狗", "t", "恤", "<end>"]
+    assert sentence(pieces.decode(ids)) == "红色的狗t恤。"
+
+
+@pytest.mark.parametrize("words", [("a", "dog"), ("a", "do", "##g")])
+def test_a_vocabulary_without_signs_encodes_as_if_there_were_none(words: tuple[str, ...]) -> None:
+    """As one from before signs were kept does; one that has them uses them."""
+    plain = Vocabulary((*SPECIAL, *words))
+    assert plain.encode("a dog & a dog 🎉") == plain.encode("a dog a dog")
+    signs = Vocabulary((*SPECIAL, *words, "&", "🎉"))
+    assert signs.decode(signs.encode("a dog & a dog 🎉")) == ["a", "dog", "&", "a", "dog", "🎉"]
+    assert plain.encode("a cat") == [4, UNKNOWN]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30))
+def test_any_text_gives_words_that_survive_being_joined(text: str) -> None:
+    assert words_of(" ".join(words_of(text))) == words_of(text)
+    assert "".join(runs_of(text)) == "".join(words_of(text))
 
 
 def test_scores_count_what_a_vocabulary_of_words_holds_as_it_is() -> None:

@@ -251,6 +251,51 @@ def test_hovering_a_word_shows_attention_runners_up_and_gates(opened: Opened) ->
     expect(page.locator("#stage .frame")).to_have_class("frame")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text", "shown", "direction"),
+    [
+        (["一", "只", "狗"], "一只狗。", ["一", "只", "狗", "。"], "ltr"),
+        (["كَلْبٌ", "يجري"], "كَلْبٌ يجري.", ["كَلْبٌ", "يجري", "."], "rtl"),
+        (["एक", "कुत्ता"], "एक कुत्ता।", ["एक", "कुत्ता", "।"], "ltr"),
+        (["นั่", "ง"], "นั่ง", ["นั่", "ง", "∎"], "ltr"),
+        (["a", "skate", "##board"], "A skateboard.", ["A", "skate", "board", "."], "ltr"),
+    ],
+)
+def test_a_sentence_is_laid_out_as_its_script_is(
+    tokens: list[str], text: str, shown: list[str], direction: str, opened: Opened
+) -> None:
+    """The answer of a service whose model writes another language; the walk-through and the file have it too."""
+    page = opened()
+
+    def answer(route) -> None:  # type: ignore[no-untyped-def]
+        given = route.fetch().json()
+        [best, *_] = given["captions"]
+        best["text"] = given["caption"] = text
+        kept = [*best["tokens"][: len(tokens)], best["tokens"][-1]]
+        best["tokens"] = [token | {"text": said} for token, said in zip(kept, [*tokens, "."], strict=True)]
+        route.fulfill(json=given)
+
+    page.route("**/caption?*", answer)
+    drop_in(page, upload("red.png", picture("#c22")))
+    sentence = page.locator("#stage .sentence")
+    expect(sentence.locator(".word")).to_have_text(shown)
+    assert sentence.text_content() == text.rstrip("∎") + ("∎" if shown[-1] == "∎" else "")
+    assert sentence.evaluate("p => getComputedStyle(p).direction") == direction
+    boxes = [sentence.locator(".word").nth(i).bounding_box() for i in (0, 1)]
+    assert boxes[0]
+    assert boxes[1]
+    assert (boxes[0]["x"] > boxes[1]["x"]) == (direction == "rtl")
+    sentence.locator(".word").first.focus()
+    page.keyboard.press("ArrowLeft" if direction == "rtl" else "ArrowRight")
+    expect(sentence.locator(".word").nth(1)).to_be_focused()
+    expect(page.locator("#stage .panel h3")).to_contain_text(f"“{shown[1]}”")
+    walk = page.locator("#stage a.walk").get_attribute("href")
+    assert walk
+    there = opened(walk)
+    expect(there.locator("#walk .sentence .word")).to_have_text(shown)
+    assert there.locator("#walk .sentence").evaluate("p => getComputedStyle(p).direction") == direction
+
+
 def test_keyboard(opened: Opened) -> None:
     page = opened()
     drop_in(page, upload("red.png", picture("#c22")))

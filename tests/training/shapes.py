@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
 SHAPES = ("circle", "square", "triangle")
+
+# The same captions in other languages: nouns, colours (by the noun's gender where it decides) and the whole.
+_NOUNS = {
+    "de": {"circle": "Kreis", "square": "Quadrat", "triangle": "Dreieck"},
+    "zh": {"circle": "圆形", "square": "方形", "triangle": "三角形"},
+    "ar": {"circle": "دائِرة", "square": "مُرَبَّع", "triangle": "مُثَلَّث"},
+    "hi": {"circle": "वृत्त", "square": "वर्ग", "triangle": "त्रिभुज"},
+}
+_COLOURS = {
+    "de": {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb"},
+    "zh": {"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色"},
+    "ar": {"red": "أحمر حمراء", "green": "أخضر خضراء", "blue": "أزرق زرقاء", "yellow": "أصفر صفراء"},
+    "hi": {"red": "लाल लाल", "green": "हरा हरे", "blue": "नीला नीले", "yellow": "पीला पीले"},
+}
+
+
+def in_language(caption: str, language: str) -> str:
+    """One of the English captions of the shapes, in German, Chinese, Arabic with some vowel signs, or Hindi."""
+    found = re.fullmatch(r"a (\w+) (\w+) (above|left of) a (\w+) (\w+)", caption)
+    assert found
+    *_, relation, _, _ = found.groups()
+    colours = [_COLOURS[language][found[i]] for i in (1, 4)]
+    nouns = [_NOUNS[language][found[i]] for i in (2, 5)]
+    if language == "de":
+        where = "über" if relation == "above" else "links von"
+        ending = "er" if found[2] == "circle" else "es"
+        return f"Ein {colours[0]}{ending} {nouns[0]} {where} einem {colours[1]}en {nouns[1]}."
+    if language == "zh":
+        return f"{colours[0]}{nouns[0]}在{colours[1]}{nouns[1]}{'上方' if relation == 'above' else '左边'}。"
+    if language == "ar":
+        colours = [colour.split()[found[i] == "circle"] for colour, i in zip(colours, (2, 5), strict=True)]
+        return f"{nouns[0]} {colours[0]} {'فَوْقَ' if relation == 'above' else 'على يسار'} {nouns[1]} {colours[1]}."
+    colours = [colour.split()[i] for i, colour in enumerate(colours)]
+    return f"एक {colours[0]} {nouns[0]} एक {colours[1]} {nouns[1]} के {'ऊपर' if relation == 'above' else 'बाएँ'}।"
 
 
 def write_shapes(folder: Path, train: int = 600, val: int = 60, test: int = 60, size: int = 64, seed: int = 0) -> Path:

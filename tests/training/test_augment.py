@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augment import AugmentConfig, augment, mirrored
+from training.augment import AugmentConfig, augment
 
 seeds = st.integers(0, 2**31)
 
@@ -69,21 +69,3 @@ def test_jitter_keeps_grey_grey_and_within_the_factor(jitter: float) -> None:
         assert 100 * (1 - jitter) - 1 <= pixels[0, 0, 0] <= 100 * (1 + jitter) + 1
         seen.add(int(pixels[0, 0, 0]))
     assert len(seen) > 5
-
-
-@pytest.mark.parametrize(
-    ("caption", "expected"),
-    [
-        ("A man on the left, a dog on the right.", "a man on the right, a dog on the left."),
-        ("Left-handed player", "right-handed player"),
-        ("a bright leftover", "a bright leftover"),
-        ("A dog", "a dog"),
-    ],
-)
-def test_left_and_right_change_places(caption: str, expected: str) -> None:
-    assert mirrored(caption) == expected
-
-
-@given(st.lists(st.sampled_from(["left", "right", "a", "dog", "on", "the", "upright", ".", ","]), max_size=12))
-def test_mirroring_twice_gives_the_caption_back(words: list[str]) -> None:
-    assert mirrored(mirrored(" ".join(words))) == " ".join(words)

@@ -23,7 +23,7 @@ from model.vocabulary import END, PAD, START, UNKNOWN, words_of
 from tests.model.tiny import liven
 from tests.training import tiny
 from training import engine
-from training.augment import AugmentConfig, augment, mirrored
+from training.augment import AugmentConfig, augment
 from training.cider import CiderD
 from training.config import TrainConfig
 from training.data import Picture
@@ -42,6 +42,7 @@ from training.engine import (
     training_mode,
 )
 from training.features import Features
+from training.sides import mirrored
 
 A, RED, CIRCLE = 4, 5, 6  # any words will do
 
@@ -73,7 +74,7 @@ def feature_set(captions: Sequence[Sequence[str]], views: int = 1, pixels: bool 
 
 def source_of(captioner: Captioner, captions: Sequence[Sequence[str]], views: int = 1, **train: Any) -> CaptionSource:
     config = TrainConfig(**{"batch_size": 4, "captions_per_picture": 2, **train})
-    return CaptionSource(feature_set(captions, views), captioner, config, AugmentConfig())
+    return CaptionSource(feature_set(captions, views), captioner, config, AugmentConfig(flip=True))
 
 
 def said(captioner: Captioner, words: Tensor) -> list[str]:
@@ -96,7 +97,7 @@ def test_every_picture_comes_once_an_epoch_with_its_own_captions(captioner: Capt
         for row, flip, values, words in zip(batch.rows, batch.flipped, batch.inputs, batch.words, strict=True):
             assert float(values[0]) == pytest.approx(row + 0.1 * flip, abs=0.01)
             views.add(flip)
-            own = [words_of(mirrored(c) if flip else c) for c in CAPTIONS[row]]
+            own = [words_of(mirrored(c) or "" if flip else c) for c in CAPTIONS[row]]
             for caption in words:
                 assert said(captioner, caption) in own
                 ids = caption[caption != PAD].tolist()
@@ -117,6 +118,32 @@ def test_a_set_is_visited_as_often_as_asked(visits: float, count: int, captioner
         assert counts[1::2].sum() == count
     assert len(source) == math.ceil((11 + count) / 4) == len(list(source.batches(0, tiny.CPU)))
     assert orders[0] != orders[1]
+
+
+def test_a_picture_without_a_true_mirrored_caption_is_not_mirrored(captioner: Captioner) -> None:
+    """Cached views and pixels; of the other pictures only the true captions are taught when mirrored."""
+    captions = [["it looks right", "the circle is left"], ["a red circle left of a square", "it looks right"]] * 4
+    source = source_of(captioner, captions, views=2)
+    mirrored_rows = set()
+    for epoch in range(4):
+        for batch in source.batches(epoch, tiny.CPU):
+            for row, flip, values, words in zip(batch.rows, batch.flipped, batch.inputs, batch.words, strict=True):
+                assert float(values[0]) == pytest.approx(row + 0.1 * flip, abs=0.01)
+                mirrored_rows |= {row} if flip else set()
+                if flip:
+                    assert said(captioner, words[0]) == words_of("a red circle right of a square")
+    assert mirrored_rows == {1, 3, 5, 7}
+
+    features = feature_set(captions, pixels=True)
+    source = CaptionSource(features, captioner, TrainConfig(batch_size=8), AugmentConfig(flip=True))
+    flips: dict[int, set[bool]] = {}
+    for epoch in range(8):
+        [batch] = source.batches(epoch, tiny.CPU)
+        for row, flip, pixels in zip(batch.rows, batch.flipped, batch.inputs.numpy(), strict=True):
+            original = features.data[row, 0]
+            np.testing.assert_array_equal(pixels, original[:, ::-1] if flip else original)
+            flips.setdefault(row % 2, set()).add(flip)
+    assert flips == {0: {False}, 1: {False, True}}
 
 
 def test_captions_are_chosen_without_repeats_where_there_are_enough(captioner: Captioner) -> None:

@@ -10,10 +10,12 @@ import openvino as ov
 import pytest
 import torch
 
+from model.captioner import Captioner
 from model.cells import CELLS
 from model.checkpoint import CONFIG, GRAPHS, load_captioner, open_checkpoint, save_captioner
 from model.decoder import Memory
 from model.runtime.engine import load_engine
+from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import captioner, pictures
 from training import export as exporting
 from training.export import ExportError, export, join, main
@@ -125,6 +127,14 @@ def test_a_graph_that_says_forbidden_words_is_not_written(folder: Path, monkeypa
     monkeypatch.setattr(exporting, "_convert", wrong)
     with pytest.raises(ExportError, match="output log_probabilities forbids other words than torch's"):
         export(folder)
+
+
+def test_a_model_without_words_is_refused(tmp_path: Path) -> None:
+    """Random words to compare the graphs with were drawn from none."""
+    save_captioner(Captioner(captioner().config, Vocabulary(SPECIAL)), tmp_path / "new", {})
+    with pytest.raises(ExportError, match="the vocabulary holds no word"):
+        export(tmp_path / "new")
+    assert not (tmp_path / "new" / GRAPHS).exists()
 
 
 def test_a_failed_export_leaves_the_model_that_stands_there(

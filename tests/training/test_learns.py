@@ -1,32 +1,136 @@
 from __future__ import annotations
 
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from playwright.sync_api import expect
+from torchvision.models import resnet18
 
+from model.checkpoint import load_captioner
+from model.encoder import _resnet
 from model.runtime import load_engine
-from tests.training.shapes import write_shapes
+from model.runtime.engine import CaptionEngine
+from tests.page.browser import chromium, open_browser
+from tests.page.live import serving
+from tests.training.shapes import in_language, write_shapes
 from training import export, train
 from training.data import read
 
 HELD_OUT = 100  # pictures
 
 
-def test_from_nothing_to_captions_of_pictures_it_never_saw(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shapes, a run from nothing on them, and its exported model: `shapes`, `run`, `cache`."""
+    folder = tmp_path_factory.mktemp("learns")
+    write_shapes(folder / "shapes", train=3000, val=60, test=HELD_OUT, size=48)
+    _train(folder, "shapes", folder / "run")
+    return folder
+
+
+def test_from_nothing_to_captions_of_pictures_it_never_saw(folder: Path) -> None:
     """The whole chain: data, training, checkpoint, export, serving engine."""
-    data = write_shapes(tmp_path / "shapes", train=3000, val=60, test=HELD_OUT, size=48)
-    run = tmp_path / "run"
+    _, said, captions = _speak(folder, folder / "run")
+    _assert_right(said, [f"{caption.capitalize()}." for caption in captions])
+
+
+RECIPE = """
+encoder_weights = "{weights}"
+min_count = 1
+[model]
+name = "shapes-in-words"
+[model.preprocess]
+size = 48
+[model.encoder]
+name = "resnet18"
+[model.decoder]
+embed_size = 32
+hidden_size = 64
+dropout = 0.0
+[model.search]
+block_ngram = 0
+[train]
+epochs = 6
+captions_per_picture = 1
+learning_rate = 4e-3
+warmup = 30
+label_smoothing = 0.0
+precision = "fp32"
+"""
+
+
+@pytest.mark.parametrize("language", ["zh", "de", "ar", "hi"])
+def test_other_languages_are_learnt_served_and_shown(language: str, folder: Path, tmp_path: Path) -> None:
+    """The encoder is the one that learnt in English; the page is looked at in a browser."""
+    encoder = load_captioner(folder / "run" / "best").encoder
+    net = resnet18()
+    for stage, learnt in zip(_resnet(net), encoder.stages, strict=True):
+        stage.load_state_dict(learnt.state_dict())
+    torch.save(net.state_dict(), tmp_path / "encoder.pt")
+    (tmp_path / "words.toml").write_text(RECIPE.format(weights=tmp_path / "encoder.pt"))
+
+    file = folder / "shapes" / "captions.txt"
+    english = file.read_text()
+    try:
+        # German as some editors write it, umlauts in two parts; pictures stay where they are, so their features do.
+        lines = [line.partition(",") for line in english.splitlines()[1:]]
+        text = "".join(f"{name},{in_language(caption, language)}\n" for name, _, caption in lines)
+        file.write_text("image,caption\n" + unicodedata.normalize("NFD" if language == "de" else "NFC", text))
+        _train(folder, str(tmp_path / "words.toml"), tmp_path / "run")
+        engine, said, captions = _speak(folder, tmp_path / "run")
+    finally:
+        file.write_text(english)
+    # What people wrote, but for the capitals within: the model knows lower case alone.
+    _assert_right(said, [unicodedata.normalize("NFC", caption.capitalize()) for caption in captions])
+    _look(engine, folder / "shapes" / "Images" / "test-0000.png", said[0], language == "ar")
+
+
+def _train(folder: Path, recipe: str, run: Path) -> None:
     assert train.main(
-        ["--recipe", "shapes", "--data", str(data), "--run", str(run), "--cache", str(tmp_path / "cache"),
+        ["--recipe", recipe, "--data", str(folder / "shapes"), "--run", str(run), "--cache", str(folder / "cache"),
          "--device", "cpu"]
     ) == 0  # fmt: skip
     assert export.main([str(run / "best")]) == 0
 
+
+def _speak(folder: Path, run: Path) -> tuple[CaptionEngine, list[str], list[str]]:
+    """The served engine, what it says of pictures it never saw, and what is true."""
     engine = load_engine(run / "best", "cpu", "openvino")
-    pictures = read(data).split("test")
+    pictures = read(folder / "shapes").split("test")
     assert len(pictures) == HELD_OUT
     pixels = np.stack([engine.preprocess(picture.open()) for picture in pictures])
-    said = [found[0].text for found in engine.caption(pixels)]
-    true = [f"{picture.captions[0].capitalize()}." for picture in pictures]
+    return engine, [found[0].text for found in engine.caption(pixels)], [p.captions[0] for p in pictures]
+
+
+def _assert_right(said: list[str], true: list[str]) -> None:
     right = sum(a == b for a, b in zip(said, true, strict=True))
     assert right >= 0.9 * HELD_OUT, [pair for pair in zip(said, true, strict=True) if pair[0] != pair[1]][:10]
+
+
+def _look(engine: CaptionEngine, picture: Path, caption: str, right_to_left: bool) -> None:
+    """The page shows the caption as it is written, each word a button, in reading order."""
+    path = chromium()
+    if path is None and os.environ.get("CI") != "true":
+        pytest.skip("no Chromium here: apt-get install chromium")
+    assert path, "CI must install Chromium: apt-get install chromium"
+    with serving(engine) as url, open_browser(path) as browser:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.set_input_files("#file", picture)
+        sentence = page.locator("#stage .sentence")
+        expect(sentence).to_be_visible(timeout=60_000)
+        assert sentence.text_content() == caption
+        direction = "getComputedStyle(document.querySelector('#stage .sentence')).direction"
+        assert page.evaluate(direction) == ("rtl" if right_to_left else "ltr")
+        first, second = (page.locator("#stage .word").nth(i).bounding_box() for i in (0, 1))
+        assert first
+        assert second
+        assert (first["x"] > second["x"]) == right_to_left
+        page.locator("#stage .word").first.focus()
+        page.keyboard.press("ArrowLeft" if right_to_left else "ArrowRight")
+        expect(page.locator("#stage .word").nth(1)).to_be_focused()

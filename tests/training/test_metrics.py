@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 
 from training import metrics
-from training.metrics import MetricError, Report, expected_calibration_error, repeats_bigram, require_java, score
+from training.metrics import (
+    MetricError,
+    Report,
+    expected_calibration_error,
+    in_latin_letters,
+    repeats_bigram,
+    require_java,
+    score,
+)
 
 REFERENCES = [
     ["A brown dog runs through the grass .", "A dog running on grass", "The dog is running ."],
@@ -128,3 +136,29 @@ def test_repeated_bigrams() -> None:
     assert repeats_bigram(["a", "dog", "and", "a", "dog"])
     assert not repeats_bigram(["a", "dog", "a", "cat"])
     assert not repeats_bigram([])
+
+
+def test_letters_in_two_parts_are_the_same_letters() -> None:
+    assert metrics.tokenize(["Ein Ma\u0308dchen la\u0308uft."]) == ["ein mädchen läuft"]
+
+
+def test_latin_letters_are_told_from_others() -> None:
+    assert in_latin_letters(["A dog at the 寿司 bar", "Ein Mädchen läuft über die Straße", "Một con chó"])
+    for text in ("一只狗", "एक कुत्ता", "ชายคนหนึ่ง", "собака бежит", "كلب يجري"):
+        assert not in_latin_letters([text])
+
+
+def test_captions_in_other_letters_are_scored_by_their_words_and_characters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where Java's locale knows ASCII alone: METEOR must tell 猫 from 狗."""
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.delenv("LANG", raising=False)
+    report = score(["一只黑狗在跑。", "猫"], [["一只黑狗在跑"], ["狗"]], resamples=10)
+    assert report.tokens == [[*"一只黑狗在跑"], ["猫"]]
+    assert report.reference_tokens == [[[*"一只黑狗在跑"]], [["狗"]]]
+    assert "not in Latin letters" in caplog.text
+    first, second = report.per_picture["METEOR"]
+    assert first > 90
+    assert second == 0
+    assert report.per_picture["ROUGE-L"].tolist() == [100, 0]

@@ -64,6 +64,16 @@ def test_captions_come_back_whole(size: int, caption: str) -> None:
     assert vocabulary.decode(ids) == words_of(caption)
 
 
+def test_pieces_grow_into_the_words_of_a_script_without_spaces() -> None:
+    vocabulary = build_pieces(["红色的圆形", "红色的方形", "蓝色的圆形", "สีแดง สีน้ำเงิน"] * 2, 40, min_count=2)
+    assert {"红色的", "##圆形"} & set(vocabulary.words)
+    for caption in ("蓝色的方形", "สีน้ำเงิน"):
+        ids = vocabulary.encode(caption)
+        assert UNKNOWN not in ids
+        assert len(ids) < len(words_of(caption))
+        assert vocabulary.decode(ids) == words_of(caption)
+
+
 def test_more_pieces_make_captions_shorter_down_to_their_words() -> None:
     lengths = [[len(build_pieces(CAPTIONS, size, 1).encode(c)) for c in CAPTIONS] for size in (40, 60, 10_000)]
     assert lengths[0] > lengths[1] > lengths[2] == [len(words_of(c)) for c in CAPTIONS]

@@ -29,6 +29,7 @@ from training import engine, process
 from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
 from training.engine import Evaluation, TrainingDiverged
+from training.sides import mirrored
 from training.train import (
     FEWEST,
     _parameter_groups,
@@ -621,9 +622,8 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
         vocabulary: Vocabulary = captioner.vocabulary
         for picture in pictures:
             # The reference itself earns the most; find it among all captions by its reward.
-            known = [c for p in data.pictures for c in p.captions] + [
-                engine.mirrored(c) for p in data.pictures for c in p.captions
-            ]
+            known = [c for p in data.pictures for c in p.captions]
+            known += [mirrored(c) or "" for c in known]
             ids = [[*vocabulary.encode(c), 2] for c in known]
             scores = reward(ids, [picture] * len(ids))
             references.append([c for c, s in zip(known, scores, strict=True) if s == max(scores)])
@@ -646,7 +646,7 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
     pictures = data.split("train")
     for row, flip, found in zip(made.rows, made.flipped, references, strict=True):
         own = pictures[row].captions[0]
-        assert (engine.mirrored(own) if flip else own) in found
+        assert (mirrored(own) if flip else own) in found
 
 
 # --- mistakes --------------------------------------------------------------------------------------
