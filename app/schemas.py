@@ -7,10 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.caption import Caption, Token
-from model.config import MAX_BEAM_SIZE, MAX_CAPTIONS, MAX_LENGTH, SearchConfig, Strategy
+from model.config import (
+    MAX_BEAM_SIZE,
+    MAX_CAPTIONS,
+    MAX_LENGTH,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    MIN_TOP_P,
+    SearchConfig,
+    Strategy,
+)
 
 
 class CaptionParams(BaseModel):
@@ -18,22 +29,44 @@ class CaptionParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    num_captions: int = Field(1, ge=1, le=MAX_CAPTIONS, description="Captions to return, best first, all distinct.")
+    num_captions: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CAPTIONS,
+        description="Captions to return, best first, all distinct. Default: the model's.",
+    )
     beam_size: int | None = Field(
-        None, ge=1, le=MAX_BEAM_SIZE, description="Beams to search with; 1 is greedy. Default: the model's."
+        None,
+        ge=1,
+        le=MAX_BEAM_SIZE,
+        description="Beams to search with; 1 is greedy. At least as many as captions. Default: the model's.",
     )
     max_length: int | None = Field(
         None, ge=1, le=MAX_LENGTH, description="Most words of a caption. Default: the model's."
     )
-    strategy: Strategy = Field("beam", description="`beam` finds the most probable caption, `sample` draws.")
-    temperature: float = Field(
-        1.0, gt=0, le=10, allow_inf_nan=False, description="Sampling only: above 1 more varied, below 1 safer."
+    strategy: Strategy | None = Field(
+        None, description="`beam` finds the most probable caption, `sample` draws. Default: the model's."
     )
-    top_p: float = Field(
-        1.0, gt=0, le=1, allow_inf_nan=False, description="Sampling only: draw from the likeliest words of this mass."
+    temperature: float | None = Field(
+        None,
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        allow_inf_nan=False,
+        description="Sampling only: above 1 more varied, below 1 safer. Default: the model's.",
+    )
+    top_p: float | None = Field(
+        None,
+        ge=MIN_TOP_P,
+        le=1,
+        allow_inf_nan=False,
+        description="Sampling only: draw from the likeliest words of this mass. Default: the model's.",
     )
     seed: int | None = Field(
-        None, ge=0, lt=2**32, description="Sampling only: the same seed draws the same captions. Default: a fresh one."
+        None,
+        ge=0,
+        lt=2**32,
+        description="Sampling only: a picture and a seed draw the same captions, whatever other pictures come with it; "
+        "the same picture twice gets the same twice. Default: the model's, or a fresh one for each picture.",
     )
     explain: bool = Field(False, description="Say for each word what it nearly was and what the model looked at.")
 
@@ -78,7 +111,11 @@ class TokenOut(BaseModel):
     )
     probability: float = Field(ge=0, le=1)
     alternatives: list[AlternativeOut] | None = Field(None, description="With `explain`: other words, likeliest first.")
-    attention: AttentionOut | None = Field(None, description="With `explain`: where the decoder looked.")
+    attention: AttentionOut | None = Field(
+        None,
+        description="With `explain`: where the decoder looked. A model without attention, which sees the picture "
+        "once, before the first word, has none.",
+    )
     gates: list[dict[str, float]] | None = Field(
         None,
         description="With `explain`: for each recurrent layer, bottom first, the mean activation of each gate in "
@@ -191,18 +228,19 @@ def _token_out(token: Token) -> TokenOut:
     why = token.explanation
     if why is None:
         return TokenOut(text=token.text, probability=_probability(token.probability))
-    rows, columns = why.attention.shape
     return TokenOut(
         text=token.text,
         probability=_probability(token.probability),
         alternatives=[AlternativeOut(text=a.text, probability=_probability(a.probability)) for a in why.alternatives],
-        attention=AttentionOut(
-            rows=rows,
-            columns=columns,
-            weights=[round(float(w), 6) for w in why.attention.ravel()],
-            sentinel=why.sentinel,
-        ),
+        attention=None if why.attention is None else _attention_out(why.attention, why.sentinel),
         gates=[_floats(layer) for layer in why.layers],
+    )
+
+
+def _attention_out(weights: NDArray[np.float32], sentinel: float) -> AttentionOut:
+    rows, columns = weights.shape
+    return AttentionOut(
+        rows=rows, columns=columns, weights=[round(float(w), 6) for w in weights.ravel()], sentinel=sentinel
     )
 
 

@@ -22,7 +22,8 @@ class Alternative:
 class Explanation:
     """Why one token was chosen.
 
-    attention: (rows, columns) weights over the picture's regions, summing to 1 less `sentinel`.
+    attention: (rows, columns) weights over the picture's regions, summing to 1 less `sentinel`; None where the
+        decoder has no attention, and saw the picture but once, before the first word.
     sentinel: the weight given to "no region" by adaptive attention, 0 without it.
     layers: one mapping for each recurrent layer, bottom first, from quantity to value. For an LSTM:
         the mean activations `forget`, `input`, `output` in (0, 1) and the root mean squares
@@ -30,7 +31,7 @@ class Explanation:
     alternatives: the most probable other tokens, best first ("." is the end of the caption).
     """
 
-    attention: NDArray[np.float32]
+    attention: NDArray[np.float32] | None
     sentinel: float
     layers: tuple[Mapping[str, float], ...]
     alternatives: tuple[Alternative, ...]

@@ -107,7 +107,7 @@ class LSTMCell(Cell):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
-        # Start by remembering: forget gates near sigmoid(1) (Jozefowicz et al. 2015).
+        # Start by remembering: forget gates near sigmoid(1) = 0.73 (Jozefowicz et al. 2015).
         with torch.no_grad():
             self.bias_ih[hidden_size : 2 * hidden_size] = 1.0
             self.bias_hh[hidden_size : 2 * hidden_size] = 0.0

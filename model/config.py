@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -14,6 +15,9 @@ Strategy = Literal["beam", "sample"]
 MAX_BEAM_SIZE = 10
 MAX_CAPTIONS = 5
 MAX_LENGTH = 50
+# Sampling at the lower ends is greedy already; below them float32 cannot hold what is divided or compared.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 10.0
+MIN_TOP_P = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,19 @@ class DecoderConfig:
     tied: bool = True  # the output layer compares with the word vectors themselves; false: with vectors of its own
     layers: Literal[1, 2] = 2  # recurrent layers; 1: the output reads the layer that asked the attention
     hidden_size: int = 512  # state of each recurrent layer
-    attention_heads: int = 4  # heads of the dot-product attention over the regions
+    attention_heads: int = 4  # heads of the dot-product attention over the regions; 0: none, and a plain one-to-many
+    # network, which sees the picture once, in layer 1's first state
     sentinel: bool = False  # adaptive attention: a learned extra "region" for words that need no look
     feed_attention: bool = False  # layer 1 reads what the step before attended to, beside the word
     dropout: float = 0.3  # on word vectors, states and the output, in training only
+
+    def __post_init__(self) -> None:
+        _check(self.attention_heads >= 0, "attention_heads must be 0 or more")
+        for switch in ("sentinel", "feed_attention"):
+            _check(
+                self.attention_heads > 0 or not getattr(self, switch),
+                f"{switch} needs attention_heads of 1 or more: without attention there is nothing to look at",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +72,7 @@ class SearchConfig:
     block_ngram: int = 3  # no n-gram of tokens of this size twice; 0 switches it off
     temperature: float = 1.0  # sampling only
     top_p: float = 1.0  # sampling only
-    seed: int | None = None  # sampling only; None draws a fresh one
+    seed: int | None = None  # sampling only, every picture's; None: a fresh one for each picture
 
     def __post_init__(self) -> None:
         _check(self.strategy in ("beam", "sample"), f"strategy must be beam or sample, not {self.strategy!r}")
@@ -67,8 +80,12 @@ class SearchConfig:
         _check(1 <= self.num_captions <= MAX_CAPTIONS, f"num_captions must be 1 to {MAX_CAPTIONS}")
         _check(1 <= self.max_length <= MAX_LENGTH, f"max_length must be 1 to {MAX_LENGTH}")
         _check(self.block_ngram >= 0, "block_ngram must be 0 or more")
-        _check(self.temperature > 0, "temperature must be above 0")
-        _check(0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
+        _check(0 <= self.length_penalty < math.inf, "length_penalty must be 0 or more")
+        _check(
+            MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE,
+            f"temperature must be {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}",
+        )
+        _check(MIN_TOP_P <= self.top_p <= 1, f"top_p must be {MIN_TOP_P:g} to 1")
         _check(self.seed is None or self.seed >= 0, "seed must be 0 or more")
 
 

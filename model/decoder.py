@@ -4,7 +4,9 @@
                    -> multi-head attention over the regions, asked by layer 1
                    -> recurrent layer 2 -> output tied to the word embedding
 
-With `layers = 1` there is no layer 2: the output reads what layer 1 shows in its place.
+With `layers = 1` there is no layer 2: the output reads what layer 1 shows in its place. With
+`attention_heads = 0` nothing looks at the regions: the picture is layer 1's first state, and words are
+all that comes after, as in Vinyals et al. 2015.
 
 Layer 2 does not feed back into layer 1. Teacher forcing therefore runs two fused recurrent layers
 and one attention over all time steps at once, and a decoding step is a handful of small products.
@@ -32,7 +34,7 @@ from model.vocabulary import PAD, START, UNKNOWN
 class Memory(NamedTuple):
     """What the decoder needs of B pictures: computed once a picture, read at every step.
 
-    keys, values: (B, L, A). start: (B, states * H), layer 1's first state.
+    keys, values: (B, L, A), L = 0 without attention. start: (B, states * H), layer 1's first state.
     """
 
     keys: Tensor
@@ -44,24 +46,25 @@ class Prepared(NamedTuple):
     """What is the same at every step, for exported graphs, which then compute it at none.
 
     words: (V, chunks * H), each word's vector as layer 1 sees it.
-    query_weight, query_bias: (A or 3A, H) and (A or 3A), the query's and a sentinel's, so that one product gives both.
+    query_weight, query_bias: (A or 3A, H) and (A or 3A), the query's and a sentinel's, so that one product gives both;
+        None without attention.
     """
 
     words: Tensor
-    query_weight: Tensor
-    query_bias: Tensor
+    query_weight: Tensor | None
+    query_bias: Tensor | None
 
 
 class StepOutput(NamedTuple):
     """One decoding step for B pictures with K captions each.
 
     logits: (B, K, V). state: (B, K, S), the layers' states.
-    attention: (B, K, L + 1), mean over heads, the sentinel's weight last. gates: (B, K, layers, G).
+    attention: (B, K, L + 1), mean over heads, the sentinel's weight last; None without. gates: (B, K, layers, G).
     """
 
     logits: Tensor
     state: Tensor
-    attention: Tensor
+    attention: Tensor | None
     gates: Tensor
 
 
@@ -72,20 +75,22 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         E, H, V = config.embed_size, config.hidden_size, vocabulary_size
-        A = H  # attention width
-        if A % config.attention_heads:
+        self.attends = config.attention_heads > 0
+        A = H if self.attends else 0  # attention width
+        if self.attends and A % config.attention_heads:
             raise ConfigError(f"hidden_size {H} is not a multiple of attention_heads {config.attention_heads}")
         cell = CELLS[config.cell]
         self.embedding = nn.Embedding(V, E, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=E**-0.5)
-        self.region = nn.Linear(channels, A)
-        self.region_norm = nn.LayerNorm(A)
-        self.position = nn.Parameter(torch.zeros(regions, A))  # where in the grid a region lies
-        self.start = nn.Linear(A, cell.states * H)
+        self.region = nn.Linear(channels, H)
+        self.region_norm = nn.LayerNorm(H)
+        self.start = nn.Linear(H, cell.states * H)
         self.layer1 = cell(E + A if config.feed_attention else E, H)
-        self.query = nn.Linear(H, A)
-        self.key = nn.Linear(A, A)
-        self.value = nn.Linear(A, A)
+        if self.attends:
+            self.position = nn.Parameter(torch.zeros(regions, A))  # where in the grid a region lies
+            self.query = nn.Linear(H, A)
+            self.key = nn.Linear(A, A)
+            self.value = nn.Linear(A, A)
         self.sentinel = nn.Linear(H, 2 * A) if config.sentinel else None
         self.layer2 = cell(H + A, H) if config.layers == 2 else None
         self.output = nn.Linear(H + A, E)
@@ -111,6 +116,8 @@ class Decoder(nn.Module):
         """Region features (B, L, D) -> what decoding needs of the pictures."""
         x = self.region_norm(F.relu(self.region(features)))  # (B, L, A)
         start = torch.tanh(self.start(self.dropout(x.mean(1))))
+        if not self.attends:
+            return Memory(x[:, :0], x[:, :0], start)
         x = self.dropout(x + self.position)
         return Memory(self.key(x), self.value(x), start)
 
@@ -127,17 +134,20 @@ class Decoder(nn.Module):
         x = self.dropout(self.embedding(words)).view(B * N, T, -1)
         start = memory.start.repeat_interleave(N, 0)  # (B * N, states * H)
         first: State = start.chunk(self.layer1.states, -1)
+        seen: tuple[Tensor, ...] = ()  # what the attention brought
         if self.config.feed_attention:
             h1, context = self._feed(x, first, memory)
+            seen = (context,)
         else:
             h1, _ = self.layer1.run(x, tuple(s.contiguous() for s in first))  # (B * N, T, H)
-            context, _ = self._attend(h1.reshape(B, N * T, -1), memory)  # (B, N * T, A)
-        context = context.view(B * N, T, -1)
+            if self.attends:
+                context, _ = self._attend(h1.reshape(B, N * T, -1), memory)  # (B, N * T, A)
+                seen = (context.view(B * N, T, -1),)
         h = self.dropout(h1)
         if self.layer2 is not None:
-            h2, _ = self.layer2.run(torch.cat([h, context], -1), self.layer2.initial_state(B * N))
+            h2, _ = self.layer2.run(torch.cat([h, *seen], -1), self.layer2.initial_state(B * N))
             h = self.dropout(h2)
-        return self._out(h, context).view(B, N, T, -1)
+        return self._out(h, *seen).view(B, N, T, -1)
 
     def initial_state(self, memory: Memory, beams: int) -> Tensor:
         """The packed state (B, K, S) before the first word."""
@@ -148,9 +158,12 @@ class Decoder(nn.Module):
         """What `step` need not compute again; None with `feed_attention`, where layer 1 reads more than words."""
         if self.config.feed_attention:
             return None
+        words = self.layer1.project(self.embedding.weight)
+        if not self.attends:
+            return Prepared(words, None, None)
         queries = [self.query] if self.sentinel is None else [self.query, self.sentinel]
         return Prepared(
-            self.layer1.project(self.embedding.weight),
+            words,
             torch.cat([part.weight for part in queries]),
             torch.cat([part.bias for part in queries]),
         )
@@ -168,12 +181,15 @@ class Decoder(nn.Module):
         else:
             x = F.embedding(words, prepared.words).view(B * K, -1)
         steps = [self.layer1.advance(x, parts[: self.layer1.states])]
-        context, attention = self._attend(steps[0].hidden.view(B, K, -1), memory, prepared)
-        context = context.view(B * K, -1)
+        seen: tuple[Tensor, ...] = ()  # what the attention brings
+        attention = None
+        if self.attends:
+            context, attention = self._attend(steps[0].hidden.view(B, K, -1), memory, prepared)
+            seen = (context.view(B * K, -1),)
         if self.layer2 is not None:
-            x2 = torch.cat([steps[0].hidden, context], -1)
+            x2 = torch.cat([steps[0].hidden, *seen], -1)
             steps.append(self.layer2(x2, parts[self.layer1.states :]))
-        logits = self.logits(self._out(steps[-1].hidden, context)).view(B, K, -1)
+        logits = self.logits(self._out(steps[-1].hidden, *seen)).view(B, K, -1)
         gates = torch.stack([summarise(step.gates) for step in steps], -2)
         return StepOutput(
             logits,
@@ -208,7 +224,7 @@ class Decoder(nn.Module):
     def _queries(self, h: Tensor, prepared: Prepared | None) -> list[Tensor]:
         """h (B, Q, H) -> the query and, with a sentinel, its key and value, each (B, heads, Q, A / heads)."""
         A = self.config.hidden_size
-        if prepared is not None:
+        if prepared is not None and prepared.query_weight is not None:
             parts = F.linear(h, prepared.query_weight, prepared.query_bias).split(A, -1)
         elif self.sentinel is None:
             parts = (self.query(h),)
@@ -235,11 +251,15 @@ class Decoder(nn.Module):
         B, Q, _ = x.shape
         return x.view(B, Q, self.config.attention_heads, -1).transpose(1, 2)
 
-    def _out(self, h: Tensor, context: Tensor) -> Tensor:
-        out: Tensor = self.dropout(torch.tanh(self.output(torch.cat([h, context], -1))))
+    def _out(self, h: Tensor, *seen: Tensor) -> Tensor:
+        """The first part of V in h_t = sigma(V s_t): the cell's output (..., H), and what attention saw -> (..., E)."""
+        out: Tensor = self.dropout(torch.tanh(self.output(torch.cat([h, *seen], -1))))
         return out
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., E) -> logits (..., V), by the word vectors themselves (Press & Wolf 2017) unless untied."""
+        """The rest of V, a line a word: outputs (..., E) -> logits (..., V). `log_probabilities` is its sigma.
+
+        The lines are the word vectors themselves (Press & Wolf 2017) unless untied.
+        """
         words = self.embedding.weight if self.output_words is None else self.output_words
         return F.linear(outputs, words, self.output_bias)

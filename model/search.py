@@ -6,6 +6,7 @@ pictures or beams, and a step asks the device one question: how many pictures ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -66,12 +67,17 @@ class Done(NamedTuple):
             xp.zeros((B, K, T), dtype=like.dtype, device=device),
         )
 
-    def joined_by(self, xp: Any, rows: Array, scores: Array, words: Array, log_probs: Array) -> Done:
-        """The best K of these and others: scores (B, C), words and log_probs (B, C, t)."""
+    def joined_by(self, xp: Any, rows: Array, settled: Array, scores: Array, words: Array, log_probs: Array) -> Done:
+        """The best K of these and others: scores (B, C), words and log_probs (B, C, t).
+
+        The places that are settled (B, K), the first few of each picture, keep what they have.
+        """
         K, T = self.words.shape[1:]
-        scores, best = _top_k(xp.concat([self.scores, scores], axis=1), K)
+        order = xp.arange(K, 0, -1, dtype=scores.dtype, device=array_api_compat.device(scores))  # no score is above 0
+        ranks = xp.concat([xp.where(settled, order, self.scores), scores], axis=1)
+        _, best = _top_k(ranks, K)
         return Done(
-            scores,
+            xp.concat([self.scores, scores], axis=1)[rows, best],
             xp.concat([self.words, _pad_last(xp, words, T, PAD)], axis=1)[rows, best],
             xp.concat([self.log_probabilities, _pad_last(xp, log_probs, T, 0)], axis=1)[rows, best],
         )
@@ -102,8 +108,11 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     """The best captions found with `beam_size` live hypotheses a picture (1 is greedy search).
 
     Ranked by log-probability / tokens ** length_penalty (Wu et al. 2016, with a plain power), the end
-    counted as a token. A picture is finished when `num_captions` captions have ended and no live
-    hypothesis scores better now than the worst of them: without a length penalty none could later.
+    counted as a token. A caption's place is settled when no live hypothesis scores better now: without a
+    length penalty none could later, and with one, waiting until none could takes half as many steps again
+    for captions no better. What ends later than that takes a place behind, whatever its score, and a
+    picture is finished when `num_captions` places are settled. So, of as many live hypotheses, the search
+    for one caption finds the first of those that the search for several finds, and so on.
     At `max_length` words only the end may follow, at its true probability, so every caption is a
     whole sequence of the model. Finished pictures leave the batch.
     """
@@ -122,6 +131,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     scores = xp.where(xp.arange(K, device=device) == 0, xp.zeros_like(words, dtype=xp.float32), minus_inf)
     history = xp.zeros((stepper.batch, K, 0), dtype=xp.int64, device=device)
     history_lp = xp.zeros((stepper.batch, K, 0), dtype=xp.float32, device=device)
+    settled = xp.zeros((stepper.batch, K), dtype=xp.bool, device=device)  # the places of `done` that are final
     parent = done = None
     found: list[tuple[Array, Done]] = []  # finished pictures: their places, and what they ended with
 
@@ -137,7 +147,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
             whole_lp = xp.concat([history_lp[rows, best.parents], best.log_probabilities[:, :, None]], axis=-1)
             done = Done.none(xp, best.scores, K, T) if done is None else done
             ranks = xp.where(ended, best.scores / length, minus_inf)
-            done = done.joined_by(xp, rows, ranks, whole, whole_lp)
+            done = done.joined_by(xp, rows, settled, ranks, whole, whole_lp)
             live, order = _top_k(xp.where(ended, minus_inf, best.scores), K)
             best = Candidates(live, *(part[rows, order] for part in best[1:]))
         if t == T - 1:
@@ -147,7 +157,8 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
         history_lp = xp.concat([history_lp[rows, parent], log_probs[:, :, None]], axis=-1)
         if done is None:
             continue
-        finished = scores[:, 0] / length < done.scores[:, config.num_captions - 1]
+        settled = settled | (scores[:, :1] / length < done.scores)
+        finished = settled[:, config.num_captions - 1]
         count = int(xp.sum(xp.astype(finished, xp.int64)))
         if count == len(places):
             break
@@ -157,8 +168,8 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
             found.append((places[leave], Done(*(part[leave] for part in done))))
             stepper.keep(stay)
             done = Done(*(part[stay] for part in done))
-            places, scores, parent, words, history, history_lp = (
-                part[stay] for part in (places, scores, parent, words, history, history_lp)
+            places, settled, scores, parent, words, history, history_lp = (
+                part[stay] for part in (places, settled, scores, parent, words, history, history_lp)
             )
             rows = rows[: len(stay)]
         elif count:
@@ -171,7 +182,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
 
 
 def live_hypotheses(config: SearchConfig) -> int:
-    """K, how many hypotheses a beam search keeps alive: as many captions need as many."""
+    """K, how many hypotheses a beam search keeps alive: more captions than beams need as many, a wider search."""
     return max(config.beam_size, config.num_captions)
 
 
@@ -186,10 +197,10 @@ def considered(K: int) -> int:
 
 def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]]:
     """Sampled captions, distinct, ranked by log-probability a token; rare gaps are filled by beam search."""
-    seed = np.random.SeedSequence(config.seed)
-    found: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in range(stepper.batch)]
-    for child in seed.spawn(_SAMPLING_ROUNDS):
-        for mine, drawn in zip(found, sample(stepper, config, config.num_captions, child), strict=True):
+    seeds = [np.random.SeedSequence(config.seed) for _ in range(stepper.batch)]  # of None: each a fresh one
+    found: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in seeds]
+    for round in zip(*(seed.spawn(_SAMPLING_ROUNDS) for seed in seeds), strict=True):
+        for mine, drawn in zip(found, sample(stepper, config, config.num_captions, round), strict=True):
             for hypothesis in drawn:
                 if len(mine) < config.num_captions:
                     mine.setdefault(hypothesis.words, hypothesis)
@@ -204,13 +215,15 @@ def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypoth
     return [sorted(mine.values(), key=lambda h: -h.log_probability / len(h.words)) for mine in found]
 
 
-def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.SeedSequence) -> list[list[Hypothesis]]:
+def sample(
+    stepper: Stepper, config: SearchConfig, count: int, seeds: Sequence[np.random.SeedSequence]
+) -> list[list[Hypothesis]]:
     """`count` captions a picture drawn word by word from the `top_p` nucleus (Holtzman et al. 2020).
 
-    The random numbers are the same for every picture, so a batch draws what each alone would draw.
+    Each picture has a seed, and so a stream of random numbers, of its own: a batch draws what each alone would draw.
     Reported log-probabilities are the model's own, before temperature and top_p.
     """
-    rng = np.random.default_rng(seed)
+    streams = [np.random.default_rng(seed) for seed in seeds]
     words = stepper.start()
     xp = array_api_compat.array_namespace(words)
     device = array_api_compat.device(words)
@@ -224,8 +237,9 @@ def sample(stepper: Stepper, config: SearchConfig, count: int, seed: np.random.S
     same = xp.broadcast_to(xp.arange(count, dtype=xp.int64, device=device), (B, count))
     for t in range(config.max_length + 1):
         _forbid(xp, log_probs, _forbidden(xp, history, t, config))
-        draw = xp.asarray(rng.random(count), dtype=log_probs.dtype, device=device)
-        word = _draw(xp, log_probs / config.temperature, config.top_p, xp.broadcast_to(draw, (B, count)))
+        draw = np.stack([stream.random(count) for stream in streams])
+        draw = xp.asarray(draw, dtype=log_probs.dtype, device=device)
+        word = _draw(xp, log_probs / config.temperature, config.top_p, draw)
         lp = xp.take_along_axis(log_probs, word[:, :, None], axis=-1)
         word = xp.where(finished, PAD, word)
         history = xp.concat([history, word[:, :, None]], axis=-1)

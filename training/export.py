@@ -37,9 +37,11 @@ log = logging.getLogger("training.export")
 
 TOLERANCE = 0.01  # accepted distance from torch's outputs, root mean square over root mean square
 TOLERANCE_INT8 = 0.05  # the same for 8-bit weights
-ENCODER_OUTPUTS = ("keys", "values", "start", "feature", "tags")  # the last two where the captioner has them
-STEP_INPUTS = ("keys", "values", "words", "parents", "state")
-STEP_OUTPUTS = ("log_probabilities", "state_out", "attention", "gates")
+# Where the decoder does not attend there are none of those in `ATTENTION`; the last two where the captioner has them.
+ENCODER_OUTPUTS = ("keys", "values", "start", "feature", "tags")
+STEP_INPUTS = ("words", "parents", "state", "keys", "values")
+STEP_OUTPUTS = ("log_probabilities", "state_out", "gates", "attention")
+ATTENTION = ("keys", "values", "attention")
 
 
 class ExportError(CaptionModelError):
@@ -50,7 +52,8 @@ class EncoderGraph(nn.Module):
     """pixels (B, S, S, 3) uint8 -> keys (B, heads, d, L), values (B, heads, L, d), start (B, states * H).
 
     And, where the captioner has them, feature (B, d) and tags (B, G), as `model.captioner.Seen` has them.
-    Keys and values lie as attention multiplies them (d = A / heads), so that no step turns them again.
+    Keys and values lie as attention multiplies them (d = A / heads), so that no step turns them again. Without
+    attention there are none.
     """
 
     def __init__(self, captioner: Captioner) -> None:
@@ -67,8 +70,8 @@ class StepGraph(nn.Module):
     """One decoding step for B pictures with K hypotheses each.
 
     parents (B, K) name the hypothesis of the step before that each extends: the states are gathered
-    inside the graph, and beams of a picture share its keys and values. `fast` prepares the decoder: a larger
-    graph that reads less of itself in a step.
+    inside the graph, and beams of a picture share its keys and values, which come last. `fast` prepares the
+    decoder: a larger graph that reads less of itself in a step.
     """
 
     def __init__(self, decoder: Decoder, temperature: float, fast: bool = False) -> None:
@@ -78,26 +81,29 @@ class StepGraph(nn.Module):
             self.prepared = decoder.prepare() if fast else None
 
     def forward(
-        self, keys: Tensor, values: Tensor, words: Tensor, parents: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self,
+        words: Tensor,
+        parents: Tensor,
+        state: Tensor,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         B, K = words.shape
         row = torch.arange(B)[:, None] * state.shape[1] + parents  # of each hypothesis before among all B * K
         state = state.flatten(0, 1).index_select(0, row.flatten()).view(B, K, -1)
         # The decoder splits them again, so OpenVINO drops both turns.
-        out = self.decoder.step(join(keys, values, keys), words, state, self.prepared)
+        none = state[:, :0]
+        memory = Memory(none, none, state) if keys is None or values is None else join(keys, values, state)
+        out = self.decoder.step(memory, words, state, self.prepared)
         log_probabilities = self.decoder.log_probabilities(out.logits, self.temperature)
-        return log_probabilities, out.state, out.attention, out.gates
+        results = log_probabilities, out.state, out.gates
+        return results if out.attention is None else (*results, out.attention)
 
 
-def outputs_of(captioner: Captioner) -> list[str]:
-    """The names of what the encoder graph of `captioner` gives."""
-    left_out = {"feature"} if captioner.feature is None else set()
-    left_out |= {"tags"} if captioner.tags is None else set()
-    return [name for name in ENCODER_OUTPUTS if name not in left_out]
-
-
-def split(memory: Memory, heads: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (B, L, A) by head: (B, heads, d, L) and (B, heads, L, d)."""
+def split(memory: Memory, heads: int) -> tuple[()] | tuple[Tensor, Tensor]:
+    """Keys and values (B, L, A) by head: (B, heads, d, L) and (B, heads, L, d). Nothing where there are no heads."""
+    if not heads:
+        return ()
     keys, values = (part.unflatten(-1, (heads, -1)) for part in memory[:2])
     return keys.permute(0, 2, 3, 1), values.transpose(1, 2)
 
@@ -128,13 +134,18 @@ def export(folder: Path) -> None:
         state = captioner.decoder.initial_state(memory, 1)
         words = torch.randint(START, len(captioner.vocabulary), (2, 3), generator=generator)
         parents = torch.zeros_like(words)
-        step = (*split(memory, captioner.config.decoder.attention_heads), words, parents, state)
+        step = (words, parents, state, *split(memory, captioner.config.decoder.attention_heads))
     decoder, temperature = captioner.decoder, captioner.config.temperature
     plain, fast = StepGraph(decoder, temperature), StepGraph(decoder, temperature, fast=True)
+    missing = set() if decoder.attends else set(ATTENTION)
+    missing |= {name for name in ("feature", "tags") if getattr(captioner, name) is None}
+    encoder_outputs, step_inputs, step_outputs = (
+        [name for name in names if name not in missing] for names in (ENCODER_OUTPUTS, STEP_INPUTS, STEP_OUTPUTS)
+    )
     modules: Mapping[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str], Sequence[str]]] = {
-        ENCODER: (EncoderGraph(captioner), (pixels,), ("pixels",), outputs_of(captioner)),
-        STEP: (plain, step, STEP_INPUTS, STEP_OUTPUTS),
-        STEP_INT8: (fast, step, STEP_INPUTS, STEP_OUTPUTS),
+        ENCODER: (EncoderGraph(captioner), (pixels,), ("pixels",), encoder_outputs),
+        STEP: (plain, step, step_inputs, step_outputs),
+        STEP_INT8: (fast, step, step_inputs, step_outputs),
     }
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for name, (module, example, inputs, outputs) in modules.items():

@@ -1,11 +1,12 @@
 // One picture in detail: its words, where the model looked for each, what it nearly said, and its gates.
 // The page and the file that `caption --explain` writes show the same view.
 import { h, inSentence, laidOut, percent, spoken } from "./dom.js";
-import { gateCharts } from "./gates.js";
+import { gateCharts, looks } from "./gates.js";
 
 const CELL = 32; // pixels the overlay spends on one region; CSS stretches it over the picture
 const GLIDE_MS = 160; // from one word's attention to the next
 const PLAY_MS = 900; // a word, when played
+const ONCE = "This model has no attention: it saw the picture once, before the first word, and lights up nothing.";
 
 // Shows `caption` (of the API, with explain) of the picture at `src` in `root`.
 // `image` is the API's; `walk` makes the link to the four steps; `extra` is put under the sentence.
@@ -52,7 +53,7 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
 
   root.replaceChildren(
     h("div", { class: "detail" },
-      h("figure", { class: "picture" }, frame, h("figcaption", {}, legend(), name ? h("span", { class: "name" }, name) : null)),
+      h("figure", { class: "picture" }, frame, h("figcaption", {}, looks(tokens) ? legend() : h("span", { class: "legend" }, ONCE), name ? h("span", { class: "name" }, name) : null)),
       h("div", { class: "reading-side" },
         h("h2", { class: "visually-hidden", dir: "auto" }, caption.text),
         sentence,
@@ -71,8 +72,8 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
       word.classList.toggle("on", t === index);
       word.setAttribute("aria-pressed", String(t === pinned));
     });
-    frame.classList.toggle("looking", index != null);
-    panel.replaceChildren(...(index == null ? hint() : about(tokens[index])));
+    frame.classList.toggle("looking", index != null && looks(tokens));
+    panel.replaceChildren(...(index == null ? hint(tokens) : about(tokens[index])));
   }
   function point(index) {
     if (index != null && playing) stop();
@@ -112,7 +113,7 @@ export function explain(root, { caption, src, image, name, walk, extra }) {
   }
 }
 
-const hint = () => [h("p", { class: "hint" }, "Point at a word, or tap it, to see where the model looked and what else it might have said. The bar under each word shows how sure it was.")];
+const hint = (tokens) => [h("p", { class: "hint" }, `Point at a word, or tap it, to see ${looks(tokens) ? "where the model looked and " : ""}what else it might have said. `, "The bar under each word shows how sure it was.")];
 
 function about(token) {
   const options = [{ ...token, chosen: true }, ...(token.alternatives ?? [])];
@@ -136,7 +137,7 @@ function about(token) {
 // The canvas over the picture: dim where the model did not look, warm where it did.
 function attentionOverlay(tokens) {
   const canvas = h("canvas", { "aria-hidden": "true" });
-  if (!tokens[0].attention) return { canvas, show: () => {} };
+  if (!looks(tokens)) return { canvas, show: () => {} };
   const { rows, columns } = tokens[0].attention;
   canvas.width = columns * CELL;
   canvas.height = rows * CELL;

@@ -13,9 +13,12 @@ export const GATES = {
   hidden: { symbol: "h", title: "Hidden state", says: "How loudly it spoke: what the choice of the word gets to see." },
 };
 const NAMES = ["layer 1, the sentence so far", "layer 2, sentence and picture together"];
+const NAMES_WITHOUT_ATTENTION = ["layer 1, which began with the picture", "layer 2, which reads layer 1"];
 const WIDTH = 320, TOP = 10, BOTTOM = 112, LEFT = 34, RIGHT = 306, HEIGHT = 168;
 
-export const layerName = (layer) => NAMES[layer] ?? `layer ${layer + 1}`;
+// Whether the model looks at the picture at every word; without attention it sees it once, before the first.
+export const looks = (tokens) => Boolean(tokens[0].attention);
+export const layerName = (layer, tokens) => (looks(tokens) ? NAMES : NAMES_WITHOUT_ATTENTION)[layer] ?? `layer ${layer + 1}`;
 export const gateOf = (name) => GATES[name] ?? { symbol: name, title: name, says: "" };
 export const shown = (gate, value) => (gate.share ? percent(value) : number(value));
 
@@ -27,7 +30,7 @@ export function gateCharts(root, tokens, onWord) {
   root.replaceChildren(
     h("ul", { class: "layers" }, ...Array.from({ length: layers }, (_, layer) =>
       h("li", {}, s("svg", { viewBox: "0 0 28 8", class: "swatch", "aria-hidden": "true" },
-        s("line", { x1: 1, x2: 27, y1: 4, y2: 4, class: `line layer${layer + 1}` })), layerName(layer)))),
+        s("line", { x1: 1, x2: 27, y1: 4, y2: 4, class: `line layer${layer + 1}` })), layerName(layer, tokens)))),
     h("div", { class: "charts" }, ...names.map((name) => chart(name, tokens, layers, marks, onWord))),
   );
   return (index) => marks.forEach((mark) => mark(index));
@@ -91,7 +94,7 @@ function finding(gate, row, tokens) {
 
 function spokenChart(gate, values, tokens) {
   const rows = values.map((row, layer) =>
-    `${layerName(layer)}: ${row.map((value, t) => `${spoken(tokens[t])} ${shown(gate, value)}`).join(", ")}`);
+    `${layerName(layer, tokens)}: ${row.map((value, t) => `${spoken(tokens[t])} ${shown(gate, value)}`).join(", ")}`);
   return `${gate.title} word by word. ${rows.join(". ")}.`;
 }
 

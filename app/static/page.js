@@ -217,7 +217,7 @@ async function show(item, other) {
     return;
   }
   try {
-    if (!item.answer.captions[0].tokens[0].attention) item.answer = await ask(item, { explain: true });
+    if (!item.answer.captions[0].tokens[0].gates) item.answer = await ask(item, { explain: true });
   } catch (error) {
     stage.replaceChildren(h("p", { class: "error big", role: "alert" }, `${item.name}: ${error.message}`));
     return;

@@ -1,6 +1,6 @@
 // The LSTM's four steps, with the numbers of one caption.
 import { h, inSentence, m, number, percent, s, spoken } from "./dom.js";
-import { gateOf, layerName, shown, symbol } from "./gates.js";
+import { gateOf, layerName, looks, shown, symbol } from "./gates.js";
 
 const mi = (text) => m("mi", {}, text);
 const mo = (text) => m("mo", {}, text);
@@ -34,7 +34,8 @@ const STEPS = [
   },
 ];
 
-// Shows the four steps in `root` with the numbers of `tokens`: [{text, shown, before, gates}], as `laidOut` makes them.
+// Shows the four steps in `root` with the numbers of `tokens`: [{text, shown, before, gates, attention}], as `laidOut`
+// makes them, `attention` anything true where there is one.
 export function walkthrough(root, tokens) {
   if (!("forget" in tokens[0].gates[0])) {
     const names = Object.keys(tokens[0].gates[0]).join(", ");
@@ -47,7 +48,7 @@ export function walkthrough(root, tokens) {
   const words = tokens.map((token, t) => h("button", {
     type: "button", class: token.text === "." ? "word stop" : "word", "aria-label": spoken(token), click: () => choose(t, layer),
   }, token.shown));
-  const layers = tokens[0].gates.map((_, l) => h("button", { type: "button", click: () => choose(index, l) }, capital(layerName(l))));
+  const layers = tokens[0].gates.map((_, l) => h("button", { type: "button", click: () => choose(index, l) }, capital(layerName(l, tokens))));
   const reading = h("p", { class: "lead", "aria-live": "polite" });
   const picture = h("div", { class: "cell-frame", tabindex: "0", role: "group", "aria-label": "The cell as a drawing" });
   const steps = h("ol", { class: "steps" });
@@ -69,7 +70,7 @@ export function walkthrough(root, tokens) {
     const quoted = (token) => ["“", h("bdi", {}, token.shown), "”"];
     const read = index === 0 ? ["the sign that a sentence starts"] : quoted(tokens[index - 1]);
     const said = tokens[index].text === "." ? ["that the sentence ends"] : quoted(tokens[index]);
-    reading.replaceChildren("It has just read ", ...read, " and is about to say ", ...said, `. ${layer === 0 ? "In layer 1, where x is that word, this happens:" : "In layer 2, where x is what layer 1 shows and what the attention sees in the picture, this happens:"}`);
+    reading.replaceChildren("It has just read ", ...read, " and is about to say ", ...said, `. ${layer === 0 ? "In layer 1, where x is that word, this happens:" : "In layer 2, where x is what layer 1 shows" + (looks(tokens) ? " and what the attention sees in the picture" : "") + ", this happens:"}`);
     const now = tokens[index].gates[layer];
     const before = index === 0 ? null : tokens[index - 1].gates[layer];
     picture.replaceChildren(cell(now));
@@ -147,14 +148,14 @@ function wedge(x, y, radius, share) {
 }
 
 // What the walk-through needs of a caption, short enough for the fragment of an address: it never leaves the browser.
-export const pack = (tokens) => encodeURIComponent(JSON.stringify(tokens.map(({ text, shown, before, gates }) =>
-  [text, gates.map((layer) => Object.fromEntries(Object.entries(layer).map(([name, value]) => [name, +value.toFixed(4)]))), shown, before])));
+export const pack = (tokens) => encodeURIComponent(JSON.stringify(tokens.map(({ text, shown, before, gates, attention }) =>
+  [text, gates.map((layer) => Object.fromEntries(Object.entries(layer).map(([name, value]) => [name, +value.toFixed(4)]))), shown, before, attention ? 1 : 0])));
 
 // The tokens in such a fragment; null for anything else.
 export function unpack(fragment) {
   try {
-    const tokens = JSON.parse(decodeURIComponent(fragment)).map(([text, gates, shown = text, before = " "]) =>
-      ({ text: String(text), gates, shown: String(shown), before: String(before) }));
+    const tokens = JSON.parse(decodeURIComponent(fragment)).map(([text, gates, shown = text, before = " ", attention = 1]) =>
+      ({ text: String(text), gates, shown: String(shown), before: String(before), attention }));
     const sound = tokens.length > 0 && tokens.every(({ gates }) =>
       gates.length > 0 && gates.every((layer) => Object.values(layer).every((value) => Number.isFinite(value))));
     return sound ? tokens : null;

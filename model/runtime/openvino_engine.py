@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,40 +31,39 @@ from model.vocabulary import START
 # row, multiplied with inputs rounded to 8 bits too, one scale for 128 of them, where the processor can)
 # it is three times as fast, and its captions are measured to be as good.
 ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
-# Outputs of the step graph that only explanations need; the plain path runs a graph without them.
+# Outputs of the step graph that only explanations need; the plain path runs a graph without them. (A decoder
+# without attention has no output of that name.)
 EXPLAINING = ("attention", "gates")
 MAX_LANES = 8  # more threads than that share lanes: a lane takes about 50 MB
 SEVERAL = 4  # pictures are searched at once: a step reads its weights for all of them
 MAX_OTHER_SEARCHES = 8  # search graphs of all lanes for the beam sizes that are asked for first: 17 MB each
-OUTPUTS = ("keys", "values", "start", "feature", "tags")  # of the encoder graph, in the order of OpenVINORegions
 
 
 @dataclass(frozen=True)
 class OpenVINORegions(Regions):
-    """Encoded pictures: keys and values (B, ...) as the graphs lay them out, start (B, states * H).
+    """Encoded pictures: what the encoder graph gives of them.
 
-    feature (B, d) and tags (B, G) are those of `model.captioner.Seen`.
+    memory: by name, as the graphs lay it out, (B, ...): `start` (B, states * H), and the keys and values of the regions
+    where the decoder attends to them. feature (B, d) and tags (B, G) are those of `model.captioner.Seen`.
     """
 
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
-    start: NDArray[np.float32]
+    memory: Mapping[str, NDArray[np.float32]]
     feature: NDArray[np.float32]
     tags: NDArray[np.float32]
 
     def __len__(self) -> int:
-        return int(self.keys.shape[0])
+        return len(self.memory["start"])
 
-    def select(self, rows: Sequence[int]) -> OpenVINORegions:
-        index = list(rows)
-        return OpenVINORegions(*(part[index] for part in self._parts()))
+    def select(self, rows: Sequence[int] | slice) -> OpenVINORegions:
+        index = rows if isinstance(rows, slice) else list(rows)
+        memory = {name: values[index] for name, values in self.memory.items()}
+        return OpenVINORegions(memory, self.feature[index], self.tags[index])
 
     @classmethod
     def join(cls, parts: Sequence[OpenVINORegions]) -> OpenVINORegions:
-        return cls(*map(np.concatenate, zip(*(part._parts() for part in parts), strict=True)))
-
-    def _parts(self) -> tuple[NDArray[np.float32], ...]:
-        return self.keys, self.values, self.start, self.feature, self.tags
+        memory = {name: np.concatenate([part.memory[name] for part in parts]) for name in parts[0].memory}
+        feature, tags = (np.concatenate(arrays) for arrays in zip(*((p.feature, p.tags) for p in parts), strict=True))
+        return cls(memory, feature, tags)
 
 
 class OpenVINOStepper:
@@ -74,15 +73,17 @@ class OpenVINOStepper:
         self.batch = len(regions)
         self._request, self._regions = request, regions
         self._inputs: dict[str, NDArray[Any]] = {}  # what OpenVINO reads, in memory that is kept here
-        self._state = regions.start
+        self._state = regions.memory["start"]
 
     def start(self, hypotheses: int = 1) -> NDArray[np.int64]:
         """The start word of K equal hypotheses a picture, (B, K)."""
         size = self._request.get_tensor("state").shape[-1]  # all layers': the picture starts the first, zeros the rest
         self._state = np.zeros((self.batch, hypotheses, size), np.float32)
-        self._state[..., : self._regions.start.shape[-1]] = self._regions.start[:, None]
-        self._set("keys", self._regions.keys)
-        self._set("values", self._regions.values)
+        for name, values in self._regions.memory.items():
+            if name == "start":
+                self._state[..., : values.shape[-1]] = values[:, None]
+            else:
+                self._set(name, values)
         return np.full((self.batch, hypotheses), START, np.int64)
 
     def step(self, words: NDArray[np.int64], parents: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -97,7 +98,7 @@ class OpenVINOStepper:
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Go on with the pictures at `rows` alone."""
         self._state = self._state[rows]
-        for name in ("keys", "values"):
+        for name in self._regions.memory.keys() - {"start"}:
             self._set(name, self._inputs[name][rows])
 
     def output(self, name: str) -> NDArray[np.float32]:
@@ -152,7 +153,7 @@ class OpenVINOLane(Lane):
                 rest = regions.select(range(len(found), len(regions)))
                 return found + find(OpenVINOStepper(self.step, rest), search)
             some = slice(len(found), len(found) + whole.pictures)
-            found += whole.find(regions.keys[some], regions.values[some], regions.start[some], search)
+            found += whole.find(regions.select(some).memory, search)
         return found
 
     @cached_property
@@ -292,20 +293,22 @@ class OpenVINOEngine(CaptionEngine):
             stepper.start()
             B, N, T = words.shape
             same = np.broadcast_to(np.arange(N, dtype=np.int64), (B, N)).copy()
-            kept: dict[str, list[NDArray[Any]]] = {name: [] for name in ("log_probabilities", *EXPLAINING)}
+            outputs = {port.any_name for port in self._explaining.model_outputs}
+            kept: dict[str, list[NDArray[Any]]] = {name: [] for name in StepDetails._fields if name in outputs}
             for t in range(T):
                 stepper.step(words[:, :, t], None if t == 0 else same)
                 for name, values in kept.items():
                     values.append(stepper.output(name).copy())
-        return StepDetails(*(np.stack(values, 2) for values in kept.values()))
+        details = {name: np.stack(values, 2) for name, values in kept.items()}
+        return StepDetails(details["log_probabilities"], details.get("attention"), details["gates"])
 
 
 def _encode(request: ov.InferRequest, picture: NDArray[np.uint8]) -> OpenVINORegions:
     """(size, size, 3) -> one encoded picture."""
     results = request.infer({"pixels": np.ascontiguousarray(picture)[None]}, share_inputs=True)
+    memory = {port.any_name: results[port] for port in request.model_outputs}
     nothing = np.zeros((1, 0), np.float32)
-    given = set().union(*results.names())
-    return OpenVINORegions(*(results[name] if name in given else nothing for name in OUTPUTS))
+    return OpenVINORegions(feature=memory.pop("feature", nothing), tags=memory.pop("tags", nothing), memory=memory)
 
 
 def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:

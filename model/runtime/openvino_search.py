@@ -1,12 +1,13 @@
 """Beam search as one OpenVINO graph: a loop around the step graph, so that a caption is a single call.
 
-What `model.search.beam_search` does, operation by operation. Python around the steps took
-half as long as they did, and where all shapes are known OpenVINO has less to do at each.
+What `model.search.beam_search` does, operation by operation; each function here names the lines it
+repeats. Python around the steps took half as long as they did, and where all shapes are known
+OpenVINO has less to do at each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,27 +35,89 @@ class Shape(NamedTuple):
 def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     """From a step graph, the search of the captions of B pictures with K live hypotheses each.
 
-    In: keys and values as the encoder graph gives them; start (B, S), all layers' first state; limit, the most
-    words of a caption; length_penalty; wanted, how many captions have to end; count, which is `considered(K)`.
+    In: what the encoder graph gives that the step reads at every step; start (B, S), all layers' first state; limit,
+    the most words of a caption; length_penalty; wanted, how many captions have to end; count, which is `considered(K)`.
     Out: scores (B, K), best first, -inf in an empty place, and captions (B, K, 2, T), padded with `PAD`.
     """
     B, K, block_ngram = shape
-    C = considered(K)
-    body = step.clone()
-    lead = {"keys": [B], "values": [B], "words": [B, K], "parents": [B, K], "state": [B, K]}
-    body.reshape({name: [*known, *list(body.input(name).partial_shape)[len(known) :]] for name, known in lead.items()})
+    body = _with_known_shapes(step, B, K)
     given = {port.any_name: port.get_node() for port in body.inputs}
     log_probs, state = (body.output(name).get_node().input_value(0) for name in ("log_probabilities", "state_out"))
-    V, S = log_probs.get_shape()[-1], state.get_shape()[-1]
 
     t, limit, wanted, count = (op.parameter([], np.int32) for _ in range(4))
     penalty = op.parameter([], np.float32)
-    # The live hypotheses with their sums of log-probabilities, and the best K captions that have ended.
+    # The live hypotheses with their sums of log-probabilities; the best K captions that have ended, and which of
+    # their places are settled.
     scores, history = op.parameter([B, K], np.float32), op.parameter([B, K, 2, T], np.float32)
-    done_scores, done = op.parameter([B, K], np.float32), op.parameter([B, K, 2, T], np.float32)
-    minus_inf = op.constant(np.float32(-np.inf))
+    done = Done(op.parameter([B, K], np.float32), op.parameter([B, K, 2, T], np.float32))
+    settled = op.parameter([B, K], np.bool_)
 
-    # 1. What may follow: no special word, no end at once, only the end at the limit, no n-gram again.
+    allowed = _allowed(log_probs, history, t, limit, block_ngram)
+    best = _best_candidates(allowed, scores, history, t, count, considered(K))
+    ended = op.equal(best.words, _int(END))
+    length = op.power(op.convert(op.add(t, _int(1)), "f32"), penalty)
+    done_after = _joined(done, settled, best, ended, length)
+    live = _live(best, ended, K)
+    settled_after = _settled(settled, live.scores, done_after.scores, length)
+    goes_on = op.logical_not(op.gather(settled_after, op.subtract(wanted, _int(1)), _int(1)))  # (B,)
+    # One that is finished finds nothing more while others go on.
+    scores_after = op.select(op.unsqueeze(goes_on, _int(1)), live.scores, _minus_inf())
+
+    # What each step hands to the next, and what the first begins with: one hypothesis, whose copies cannot win.
+    start = _input("start", [B, state.get_shape()[-1]], np.float32)
+    one = np.where(np.arange(K) == 0, np.float32(0), np.float32(-np.inf))
+    nothing = op.constant(np.full((B, K, 2, T), PAD, np.float32))
+    carried = [
+        (given.pop("words"), op.constant(np.full((B, K), START)), op.convert(live.words, "i64")),
+        (given.pop("parents"), op.constant(np.zeros((B, K), np.int64)), op.convert(live.parents, "i64")),
+        (given.pop("state"), op.tile(op.unsqueeze(start, _int(1)), _int([1, K, 1])), state),
+        (scores, op.constant(np.tile(one, (B, 1))), scores_after),
+        (history, nothing, live.whole),
+        (settled, op.constant(np.zeros((B, K), np.bool_)), settled_after),
+        (done.scores, op.constant(np.full((B, K), -np.inf, np.float32)), done_after.scores),
+        (done.captions, nothing, done_after.captions),
+    ]
+    # The same at every step: what is left of the step graph's inputs is the encoder's.
+    fixed = {**given, "limit": limit, "wanted": wanted, "count": count, "length_penalty": penalty}
+    return _loop(t, carried, fixed, start, op.reduce_logical_or(goes_on, _int([0]), True))
+
+
+class Done(NamedTuple):
+    """Captions that have ended, best first: scores (B, K), captions (B, K, 2, T)."""
+
+    scores: ov.Node
+    captions: ov.Node
+
+
+class Candidates(NamedTuple):
+    """Ways to go on, best first: scores, parents and words (B, C), and the hypotheses with the word (B, C, 2, T)."""
+
+    scores: ov.Node
+    parents: ov.Node
+    words: ov.Node
+    whole: ov.Node
+
+
+def _with_known_shapes(step: ov.Model, B: int, K: int) -> ov.Model:
+    """A copy of the step graph for B pictures with K hypotheses each."""
+    body = step.clone()
+    shapes = {}
+    for port in body.inputs:
+        lead = [B, K] if port.any_name in ("words", "parents", "state") else [B]
+        shapes[port.any_name] = [*lead, *list(port.partial_shape)[len(lead) :]]
+    body.reshape(shapes)
+    return body
+
+
+def _allowed(log_probs: ov.Node, history: ov.Node, t: ov.Node, limit: ov.Node, block_ngram: int) -> ov.Node:
+    """What may follow, (B, K, V): no special word, no end at once, only the end at the limit, no n-gram again.
+
+    `_forbidden` and `_forbid`:
+        never = [PAD, START, UNKNOWN] if t else [PAD, START, UNKNOWN, END]
+        followers = xp.where(match, history[:, :, n - 1 :], PAD)  # PAD is forbidden already
+        log_probs[rows, columns, forbidden] = -float("inf")
+    """
+    B, K, V = log_probs.get_shape()
     rules = np.zeros((3, V), np.float32)
     rules[:, [PAD, START, UNKNOWN]] = rules[0, END] = rules[2] = -np.inf
     rules[2, END] = 0
@@ -64,56 +127,85 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
         followers = _followers(op.gather(history, _int(WORDS), _int(2)), t, block_ngram)
         never = op.constant(np.full((B, K, T - block_ngram + 1), -np.inf, np.float32))
         allowed = op.scatter_elements_update(allowed, followers, never, _int(2))
+    return allowed
 
-    # 2. The likeliest ways to go on, C of them. C comes from outside because OpenVINO sorts by a method that is
-    # twenty times as slow here where it knows it beforehand.
+
+def _best_candidates(
+    allowed: ov.Node, scores: ov.Node, history: ov.Node, t: ov.Node, count: ov.Node, C: int
+) -> Candidates:
+    """The C likeliest ways to go on, and what each then has said.
+
+    `count` is C too, but comes from outside: OpenVINO sorts by a method that is twenty times as slow here where it
+    knows it beforehand. `best_candidates` and `beam_search`:
+        flat = xp.reshape(scores[:, :, None] + log_probs, (B, -1))
+        top, index = _top_k(flat, min(count, K * V))
+        whole = xp.concat([history[rows, best.parents], best.words[:, :, None]], axis=-1)  # (B, C, t + 1)
+    """
+    B, K, V = allowed.get_output_shape(0)
     totals = op.reshape(op.add(allowed, op.unsqueeze(scores, _int(2))), _int([B, K * V]), False)
     best, place = (op.reshape(part, _int([B, C]), False) for part in _top(totals, count))
-    parent, word = op.divide(place, _int(V)), op.mod(place, _int(V))
+    parents, words = op.divide(place, _int(V)), op.mod(place, _int(V))
     log_prob = _pick(op.reshape(allowed, _int([B, K * V]), False), place)
-    pair = op.concat([op.reshape(part, _int([B, C, 1, 1]), False) for part in (op.convert(word, "f32"), log_prob)], 2)
-    whole = op.scatter_update(_pick(history, parent), op.unsqueeze(t, _int(0)), pair, _int(3))  # (B, C, 2, T)
+    pair = op.concat([op.reshape(part, _int([B, C, 1, 1]), False) for part in (op.convert(words, "f32"), log_prob)], 2)
+    whole = op.scatter_update(_pick(history, parents), op.unsqueeze(t, _int(0)), pair, _int(3))
+    return Candidates(best, parents, words, whole)
 
-    # 3. Those that end compete with the ones that ended before, those that do not live on.
-    ended = op.equal(word, _int(END))
-    length = op.power(op.convert(op.add(t, _int(1)), "f32"), penalty)
-    ranks = op.select(ended, op.divide(best, length), minus_inf)
-    done_scores_after, which = _top(op.concat([done_scores, ranks], 1), _int(K))
-    done_after = _pick(op.concat([done, whole], 1), which)
-    live_scores, live = _top(op.select(ended, minus_inf, best), _int(K))
-    history_after = _pick(whole, live)
-    words_after, parents_after = (op.convert(_pick(part, live), "i64") for part in (word, parent))
 
-    # 4. A picture goes on while a live hypothesis scores as well now as the worst of the captions that are wanted.
-    # One that is finished finds nothing more while others go on.
-    best_live = op.divide(op.gather(live_scores, _int(0), _int(1)), length)
-    worst_done = op.gather(done_scores_after, op.subtract(wanted, _int(1)), _int(1))
-    goes_on = op.greater_equal(best_live, worst_done)  # (B,)
-    scores_after = op.select(op.unsqueeze(goes_on, _int(1)), live_scores, minus_inf)
+def _joined(done: Done, settled: ov.Node, best: Candidates, ended: ov.Node, length: ov.Node) -> Done:
+    """Those that end compete with the ones that ended before, but for their settled places.
 
-    # What each step hands to the next, and what the first begins with: one hypothesis, whose copies cannot win.
-    start = _input("start", [B, S], np.float32)
-    one = np.where(np.arange(K) == 0, np.float32(0), np.float32(-np.inf))
-    nothing = op.constant(np.full((B, K, 2, T), PAD, np.float32))
-    carried = [
-        (given["words"], op.constant(np.full((B, K), START)), words_after),
-        (given["parents"], op.constant(np.zeros((B, K), np.int64)), parents_after),
-        (given["state"], op.tile(op.unsqueeze(start, _int(1)), _int([1, K, 1])), state),
-        (scores, op.constant(np.tile(one, (B, 1))), scores_after),
-        (history, nothing, history_after),
-        (done_scores, op.constant(np.full((B, K), -np.inf, np.float32)), done_scores_after),
-        (done, nothing, done_after),
-    ]
-    fixed = {
-        "keys": given["keys"], "values": given["values"], "limit": limit, "wanted": wanted, "count": count,
-        "length_penalty": penalty,
-    }  # fmt: skip
+    `beam_search` and `Done.joined_by`:
+        ranks = xp.where(ended, best.scores / length, minus_inf)
+        ranks = xp.concat([xp.where(settled, order, self.scores), scores], axis=1)
+        _, best = _top_k(ranks, K)
+    """
+    K = done.scores.get_output_shape(0)[1]
+    scores = op.select(ended, op.divide(best.scores, length), _minus_inf())
+    order = op.constant(np.arange(K, 0, -1, dtype=np.float32))  # no score is above 0
+    _, which = _top(op.concat([op.select(settled, order, done.scores), scores], 1), _int(K))
+    return Done(
+        _pick(op.concat([done.scores, scores], 1), which), _pick(op.concat([done.captions, best.whole], 1), which)
+    )
+
+
+def _live(best: Candidates, ended: ov.Node, K: int) -> Candidates:
+    """The K best that did not end live on.
+
+    `beam_search`:
+        live, order = _top_k(xp.where(ended, minus_inf, best.scores), K)
+        best = Candidates(live, *(part[rows, order] for part in best[1:]))
+    """
+    scores, order = _top(op.select(ended, _minus_inf(), best.scores), _int(K))
+    return Candidates(scores, *(_pick(part, order) for part in best[1:]))
+
+
+def _settled(settled: ov.Node, live_scores: ov.Node, done_scores: ov.Node, length: ov.Node) -> ov.Node:
+    """Which places (B, K) are settled now.
+
+    `beam_search`:
+        settled = settled | (scores[:, :1] / length < done.scores)
+    """
+    best_live = op.divide(op.gather(live_scores, _int([0]), _int(1)), length)  # (B, 1)
+    return op.logical_or(settled, op.less(best_live, done_scores))
+
+
+def _loop(
+    t: ov.Node,
+    carried: Sequence[tuple[ov.Node, ov.Node, ov.Node]],
+    fixed: Mapping[str, ov.Node],
+    start: ov.Node,
+    go_on: ov.Node,
+) -> ov.Model:
+    """The graph around the step: `for t in range(T)` of `beam_search`, left when every picture is finished.
+
+    carried: of what a step hands to the next its parameter, its first value and its value after; the last is `Done`,
+    which comes out. fixed: parameters that come from outside by name, the same at every step.
+    """
     outside = {name: _input(name, inner.get_output_shape(0), inner.get_element_type()) for name, inner in fixed.items()}
     results = [op.result(after) for _, _, after in carried]
-    go_on = op.result(op.reduce_logical_or(goes_on, _int([0]), True))
     loop = op.loop(op.add(outside["limit"], _int(1)), op.constant(np.bool_(True)))
     parameters = [*(inner for inner, _, _ in carried), *fixed.values(), t]
-    loop.set_function(ov.Model([*results, go_on], parameters, "step"))
+    loop.set_function(ov.Model([*results, op.result(go_on)], parameters, "step"))
     loop.set_special_body_ports([len(parameters) - 1, len(results)])  # where t comes in, and whether to go on out
     for (inner, first, _), result in zip(carried, results, strict=True):
         loop.set_merged_input(inner, first.output(0), result.output(0))
@@ -138,21 +230,21 @@ class BeamSearch:
             self._inputs[port.any_name] = array
         self._inputs["count"][...] = considered(shape.hypotheses)
 
-    def find(
-        self, keys: NDArray[np.float32], values: NDArray[np.float32], start: NDArray[np.float32], config: SearchConfig
-    ) -> list[list[Hypothesis]]:
+    def find(self, memory: Mapping[str, NDArray[np.float32]], config: SearchConfig) -> list[list[Hypothesis]]:
         """The captions of each of up to B pictures, best first, from what the encoder graph gives of them."""
-        rows = np.minimum(np.arange(self.pictures), len(keys) - 1)  # too few are filled up with the last
-        self._inputs["keys"][...] = keys[rows]
-        self._inputs["values"][...] = values[rows]
-        self._inputs["start"][:, : start.shape[1]] = start[rows]  # layers above the first begin with zeros
+        count = len(memory["start"])
+        rows = np.minimum(np.arange(self.pictures), count - 1)  # too few are filled up with the last
+        for name, values in memory.items():
+            # Layers above the first begin with zeros, and so does what is beyond `start` here.
+            into = self._inputs[name]
+            into[:, : values.shape[1]] = values[rows]
         self._inputs["limit"][...] = config.max_length
         self._inputs["wanted"][...] = config.num_captions
         self._inputs["length_penalty"][...] = config.length_penalty
         self._request.infer(share_outputs=True)
         scores, captions = (self._request.get_tensor(name).data for name in ("scores", "captions"))
         found: list[list[Hypothesis]] = []
-        for mine, theirs in zip(scores[: len(keys), : config.num_captions].tolist(), captions, strict=False):
+        for mine, theirs in zip(scores[:count, : config.num_captions].tolist(), captions, strict=False):
             found.append([])
             for score, caption in zip(mine, theirs, strict=False):
                 if score > -np.inf:
@@ -190,6 +282,10 @@ def _pick(values: ov.Node, index: ov.Node) -> ov.Node:
         # Gather with batch_dims reads wrong places of a matrix on x86 (OpenVINO 2026.4), also outside of it.
         return op.gather_elements(values, index, 1)
     return op.gather(values, index, _int(1), 1)
+
+
+def _minus_inf() -> ov.Node:
+    return op.constant(np.float32(-np.inf))
 
 
 def _input(name: str, shape: Sequence[int], type: Any) -> ov.Node:

@@ -19,12 +19,12 @@ ALTERNATIVES = 4  # runner-up words an explanation names
 class StepDetails(NamedTuple):
     """What the decoder saw at each step of N captions of B pictures.
 
-    log_probabilities: (B, N, T, V). attention: (B, N, T, L + 1), the sentinel's weight last.
+    log_probabilities: (B, N, T, V). attention: (B, N, T, L + 1), the sentinel's weight last; None without attention.
     gates: (B, N, T, layers, G).
     """
 
     log_probabilities: NDArray[np.float32]
-    attention: NDArray[np.float32]
+    attention: NDArray[np.float32] | None
     gates: NDArray[np.float32]
 
 
@@ -79,11 +79,12 @@ def _explanation(
     gate_names: Sequence[str],
     grid: tuple[int, int],
 ) -> Explanation:
-    log_probabilities, attention, gates = (part[place] for part in details)
+    log_probabilities, gates = details.log_probabilities[place], details.gates[place]
+    attention = None if details.attention is None else details.attention[place]
     best = np.argsort(-log_probabilities, kind="stable")[: ALTERNATIVES + 1]
     return Explanation(
-        attention=attention[:-1].reshape(grid),
-        sentinel=float(attention[-1]),
+        attention=None if attention is None else attention[:-1].reshape(grid),
+        sentinel=0.0 if attention is None else float(attention[-1]),
         layers=tuple(dict(zip(gate_names, map(float, layer), strict=True)) for layer in gates),
         alternatives=tuple(
             Alternative(_text(int(i), vocabulary), math.exp(log_probabilities[i])) for i in best if i != word

@@ -129,6 +129,10 @@ class TorchEngine(CaptionEngine):
             out = decoder.step(memory, ids[:, :, t], state)
             state = out.state
             log_probs.append(decoder.log_probabilities(out.logits.float(), self.config.temperature))
-            attention.append(out.attention.float())
+            if out.attention is not None:
+                attention.append(out.attention.float())
             gates.append(out.gates.float())
-        return StepDetails(*(torch.stack(part, 2).cpu().numpy() for part in (log_probs, attention, gates)))
+        log_probs, attention, gates = (
+            torch.stack(part, 2).cpu().numpy() if part else None for part in (log_probs, attention, gates)
+        )
+        return StepDetails(log_probs, attention, gates)

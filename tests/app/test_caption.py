@@ -7,19 +7,21 @@ import math
 import random
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.middleware import LINGER_BYTES
-from app.schemas import CaptionResponse
+from app.schemas import CaptionParams, CaptionResponse, caption_out
 from app.settings import Settings
 from model.config import MAX_BEAM_SIZE, MAX_CAPTIONS, MAX_LENGTH, SearchConfig
 from tests.app.asgi import assert_, body, call, running, until
-from tests.app.fakes import POISON, FakeEngine
+from tests.app.fakes import POISON, FakeEngine, FakeRegions
 from tests.app.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain
 
 GREEN = plain((16, 200, 40))
@@ -96,6 +98,25 @@ def test_parameters_reach_the_engine(
     assert seen == [expected]
 
 
+def test_a_model_without_attention_explains_the_rest() -> None:
+    [[said]] = FakeEngine().generate(FakeRegions(np.array([(16, 200, 40)])), SearchConfig(), explain=True)
+    token = said.tokens[0]
+    assert token.explanation is not None
+    blind = replace(token, explanation=replace(token.explanation, attention=None, sentinel=0.0))
+    plain, out = (caption_out(replace(said, tokens=(one,))).tokens[0].model_dump() for one in (token, blind))
+    assert plain["attention"] is not None
+    assert out == {**plain, "attention": None}
+
+
+def test_what_is_left_out_is_the_models_default() -> None:
+    own = SearchConfig("sample", 2, 4, 9, temperature=0.7, top_p=0.8, seed=5)
+    assert CaptionParams().search(own) == own
+    assert CaptionParams(num_captions=1, top_p=0.5).search(own) == replace(own, num_captions=1, top_p=0.5)
+    assert CaptionParams(strategy="beam").search(own) == SearchConfig("beam", 4, 4, 9)  # as many beams as captions
+    documented = CaptionParams.model_json_schema()["properties"]
+    assert {schema["default"] for name, schema in documented.items() if name != "explain"} == {None}
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -109,7 +130,9 @@ def test_parameters_reach_the_engine(
         "temperature=0",
         "temperature=nan",
         "temperature=inf",
+        "temperature=1e-41",
         "top_p=0",
+        "top_p=1e-47",
         "top_p=1.1",
         "seed=-1",
         "seed=99999999999999999999",

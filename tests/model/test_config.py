@@ -73,8 +73,14 @@ def test_unknown_keys_and_wrong_values_are_errors(values: dict[str, Any], messag
         {"max_length": 0},
         {"max_length": 51},
         {"block_ngram": -1},
+        {"length_penalty": -0.1},
+        {"length_penalty": float("inf")},
         {"temperature": 0.0},
+        {"temperature": 1e-41},  # nothing in float32
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
         {"top_p": 0.0},
+        {"top_p": 1e-47},
         {"top_p": 1.1},
         {"seed": -1},
     ],
@@ -82,3 +88,11 @@ def test_unknown_keys_and_wrong_values_are_errors(values: dict[str, Any], messag
 def test_a_search_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SearchConfig(**wrong)
+
+
+@pytest.mark.parametrize("switch", ["sentinel", "feed_attention"])
+def test_what_needs_attention_is_refused_without(switch: str) -> None:
+    with pytest.raises(ConfigError, match=f"{switch} needs attention_heads of 1 or more"):
+        DecoderConfig(attention_heads=0, **{switch: True})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="attention_heads must be 0 or more"):
+        DecoderConfig(attention_heads=-1)

@@ -57,11 +57,36 @@ def test_attention_is_a_share_of_each_region(cell: str, sentinel: bool) -> None:
     made = decoder(cell=cell, sentinel=sentinel)
     of = memory(made, 2)
     out = made.step(of, torch.tensor([[START, 7, 8], [START, 9, 4]]), made.initial_state(of, 3))
+    assert out.attention is not None
     assert out.attention.shape == (2, 3, 5 + 1)
     assert (out.attention >= 0).all()
     torch.testing.assert_close(out.attention.sum(-1), torch.ones(2, 3))
     assert ((out.attention[..., -1] > 0) == sentinel).all()
     assert out.attention[..., :-1].std(-1).min() > 0.01  # it looks somewhere
+
+
+@torch.no_grad()
+@every_cell
+@one_and_two_layers
+def test_without_attention_the_picture_is_the_first_state_and_nothing_more(cell: str, layers: int) -> None:
+    made = decoder(cell=cell, attention_heads=0, layers=layers)
+    assert not any(name.startswith(("query", "key", "value", "position")) for name in made.state_dict())
+    of = memory(made, 2)
+    assert of.keys.shape == of.values.shape == (2, 0, 16)
+    words = torch.randint(0, 12, (2, 3, 6), generator=torch.Generator().manual_seed(1))
+    logits = made(of, words)
+    torch.testing.assert_close(logits, step_through(made, of, words), **EXACT)
+    assert (logits[0] - made(memory(made, 2, seed=1), words)[0]).abs().max() > 0.01  # it tells pictures apart
+    # A step from a given state is the same whatever the picture was.
+    state = torch.randn(2, 3, made.state_size)
+    out = made.step(of, words[..., 0], state)
+    assert out.attention is None
+    torch.testing.assert_close(
+        out.logits, made.step(memory(made, 2, seed=1), words[..., 0], state).logits, atol=0, rtol=0
+    )
+    prepared = made.prepare()
+    assert prepared is not None
+    torch.testing.assert_close(out.logits, made.step(of, words[..., 0], state, prepared).logits)
 
 
 @torch.no_grad()
@@ -160,6 +185,7 @@ def test_with_one_layer_the_output_reads_the_layer_that_asked(cell: str, sentine
     start = one.initial_state(of, 1)
     torch.testing.assert_close(start[:, 0], of.start, atol=0, rtol=0)
     asked, both = one.step(of, words, start), two.step(of, words, two.initial_state(of, 1))
+    assert asked.attention is not None
     torch.testing.assert_close(asked.attention, both.attention)
     torch.testing.assert_close(asked.state, both.state[..., : one.state_size])
     hidden = asked.state[..., -16:]
@@ -236,8 +262,11 @@ def test_dropout_is_for_training_only() -> None:
 
 
 def test_every_parameter_learns() -> None:
-    for cell, layers in itertools.product(CELLS, (1, 2)):
-        made = decoder(cell=cell, layers=layers, sentinel=True, tied=cell != "lstm", feed_attention=cell == "lstm")
+    for cell, layers, heads in itertools.product(CELLS, (1, 2), (0, 2)):
+        made = decoder(
+            cell=cell, layers=layers, attention_heads=heads, sentinel=heads > 0, tied=cell != "lstm",
+            feed_attention=heads > 0 and cell == "lstm",
+        )  # fmt: skip
         of = made.memory(torch.randn(2, 5, 6))
         made(of, torch.randint(4, 12, (2, 2, 4))).square().mean().backward()
         for name, parameter in made.named_parameters():
@@ -261,6 +290,7 @@ def test_a_prepared_step_is_the_same_step(cell: str, sentinel: bool) -> None:
     prepared = made.prepare()
     assert prepared is not None
     assert prepared.words.shape == (12, made.layer1.chunks * 16)
+    assert prepared.query_weight is not None
     assert prepared.query_weight.shape == (48 if sentinel else 16, 16)
     for ready, computed in zip(made.step(of, words, state, prepared), made.step(of, words, state), strict=True):
         torch.testing.assert_close(ready, computed)

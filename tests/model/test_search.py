@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.config import SearchConfig
+from model.config import MIN_TEMPERATURE, MIN_TOP_P, SearchConfig
 from model.search import Hypothesis, beam_search, sample, search
 from model.vocabulary import END, SPECIAL, START
 
@@ -93,6 +93,28 @@ def every_caption(model: Model, config: SearchConfig, picture: int = 0) -> Itera
                 yield (*words, END), model.of((*words, END), picture)
 
 
+def ranking(model: Model, config: SearchConfig, picture: int = 0) -> list[tuple[float, Words, list[float]]]:
+    """Every caption with its score, ranked as the search promises, by brute force.
+
+    Best first of those with as many words or fewer; but a place is settled once no unfinished sentence of as many
+    words scores better, and what is longer comes behind it.
+    """
+    known = range(len(SPECIAL), model.log_probs.shape[-1])
+    captions = list(every_caption(model, config, picture))
+    ranked: list[tuple[float, Words, list[float]]] = []
+    settled = 0
+    for length in range(1, config.max_length + 2):
+        ended = [(score(said, lps, config.length_penalty), said, lps) for said, lps in captions if len(said) == length]
+        ranked[settled:] = sorted(ranked[settled:] + ended, reverse=True)
+        live = -math.inf
+        if length <= config.max_length:
+            for words in itertools.product(known, repeat=length):
+                if not repeats((*words, END), config.block_ngram):
+                    live = max(live, score(words, model.of(words, picture), config.length_penalty))
+        settled = max(settled, sum(value > live for value, _, _ in ranked))
+    return ranked
+
+
 @pytest.fixture
 def any_beam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lift the limit on beams that the service needs."""
@@ -107,7 +129,7 @@ seeds = st.integers(0, 2**31)
 
 @pytest.mark.usefixtures("any_beam")
 @pytest.mark.parametrize("like", ["numpy", "torch"])
-def test_a_wide_beam_finds_exactly_the_best_of_all_captions(like: str) -> None:
+def test_a_wide_beam_finds_all_captions_in_their_order(like: str) -> None:
     @settings(max_examples=40, deadline=None)
     @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), lengths, ngrams, seeds)
     def check(pictures: int, words: int, max_length: int, length_penalty: float, block_ngram: int, seed: int) -> None:
@@ -117,11 +139,10 @@ def test_a_wide_beam_finds_exactly_the_best_of_all_captions(like: str) -> None:
             block_ngram=block_ngram,
         )  # fmt: skip
         for picture, found in enumerate(beam_search(model, config)):
-            expected = sorted(
-                ((score(said, lps, length_penalty), said, lps) for said, lps in every_caption(model, config, picture)),
-                reverse=True,
-            )
+            expected = ranking(model, config, picture)
             assert [h.words for h in found] == [said for _, said, _ in expected]
+            if not length_penalty:  # then none of those settled could have been beaten
+                assert expected == sorted(expected, reverse=True)
             for hypothesis, (wanted, _, lps) in zip(found, expected, strict=True):
                 assert hypothesis.log_probabilities == pytest.approx(lps, abs=1e-9)
                 assert hypothesis.log_probability == pytest.approx(sum(lps), abs=1e-9)
@@ -160,12 +181,34 @@ def test_numpy_and_torch_find_the_same_and_a_batch_what_each_picture_alone(
     for picture, found in enumerate(together):
         assert search(model.alone(picture), config) == [found]
         assert len({h.words for h in found}) == len(found) <= num_captions
-        assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+        if length_penalty == 0:
+            assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
         for hypothesis in found:
             check_caption(hypothesis, model, config, picture)
             assert hypothesis.score == pytest.approx(
                 score(hypothesis.words, list(hypothesis.log_probabilities), length_penalty)
             )
+
+
+@pytest.mark.parametrize("like", ["numpy", "torch"])
+def test_fewer_captions_are_the_first_of_more(like: str) -> None:
+    later = 0  # captions that score better than one before them: what settling is for
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(2, 6), st.integers(1, 12), st.integers(1, 5), lengths, ngrams, seeds)
+    def check(words: int, max_length: int, beam_size: int, length_penalty: float, block_ngram: int, seed: int) -> None:
+        nonlocal later
+        model = replace(Model.random(4, words, seed, spread=1.0), like=like)
+        config = SearchConfig(
+            beam_size=beam_size, max_length=max_length, length_penalty=length_penalty, block_ngram=block_ngram
+        )
+        most = search(model, replace(config, num_captions=beam_size))
+        later += sum(a.score < b.score for found in most for a, b in itertools.pairwise(found))
+        for count in range(1, beam_size):
+            assert search(model, replace(config, num_captions=count)) == [found[:count] for found in most]
+
+    check()
+    assert later
 
 
 @pytest.mark.parametrize("like", ["numpy", "torch"])
@@ -234,7 +277,7 @@ def test_blocking_forbids_a_loop_that_the_model_wants() -> None:
 
 
 def draws(model: Model, config: SearchConfig, count: int = 20_000) -> Counter[Words]:
-    (found,) = sample(model, config, count, np.random.SeedSequence(config.seed))
+    (found,) = sample(model, config, count, [np.random.SeedSequence(config.seed)])
     assert len(found) == count
     return Counter(h.words for h in found)
 
@@ -300,6 +343,31 @@ def test_a_seed_gives_the_same_captions_and_another_seed_others() -> None:
     assert search(model, replace(config, seed=None)) != search(model, replace(config, seed=None))
 
 
+@pytest.mark.parametrize("like", ["numpy", "torch"])
+def test_without_a_seed_each_picture_of_a_batch_draws_for_itself(like: str) -> None:
+    """The same picture many times: its captions are independent, as frequent as the model says."""
+    alone = Model.random(1, 2, seed=1, spread=0.5)
+    copies = 4000
+    model = Model(np.repeat(alone.log_probs, copies, axis=0), like)
+    config = SearchConfig(strategy="sample", max_length=1, block_ngram=0)
+    said = [found[0].words for found in search(model, config)]
+    chances = {(word, END): math.exp(alone.of((word,))[0]) for word in (4, 5)}
+    chances = {words: p / sum(chances.values()) for words, p in chances.items()}
+    statistic, bound = chi_square(Counter(said), chances)
+    assert statistic < bound
+    pairs = Counter(zip(said[::2], said[1::2], strict=True))
+    statistic, bound = chi_square(pairs, {(a, b): chances[a] * chances[b] for a in chances for b in chances})  # type: ignore[arg-type, misc]
+    assert statistic < bound
+
+
+def test_with_a_seed_the_same_picture_gets_the_same_whatever_comes_with_it() -> None:
+    alone = Model.random(1, 6, seed=1)
+    config = SearchConfig(strategy="sample", num_captions=3, max_length=6, seed=5)
+    [found] = search(alone, config)
+    beside = Model(np.concatenate([Model.random(2, 6, seed=2).log_probs, *[alone.log_probs] * 2]))
+    assert search(beside, config)[2:] == [found, found]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 6), st.integers(1, 6), st.integers(1, 5), st.floats(0.05, 3), st.floats(0.05, 1), seeds)
 def test_a_batch_draws_what_each_picture_alone_would(
@@ -320,7 +388,7 @@ def test_a_batch_draws_what_each_picture_alone_would(
 
 
 @pytest.mark.parametrize("like", ["numpy", "torch"])
-@pytest.mark.parametrize("cold", [{"temperature": 1e-3}, {"top_p": 1e-6}])
+@pytest.mark.parametrize("cold", [{"temperature": MIN_TEMPERATURE}, {"top_p": MIN_TOP_P}])
 def test_the_coldest_sampling_is_greedy(cold: dict[str, float], like: str) -> None:
     model = replace(Model.random(4, 6, seed=9), like=like)
     greedy = search(model, SearchConfig(beam_size=1, max_length=7))

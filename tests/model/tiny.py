@@ -76,7 +76,6 @@ def liven(decoder: Decoder) -> None:
 def memory(decoder: Decoder, batch: int, seed: int = 0) -> Memory:
     """The memory of random region features."""
     generator = torch.Generator().manual_seed(seed)
+    regions = decoder.position.shape[0] if decoder.attends else 5
     with torch.no_grad():
-        return decoder.memory(
-            torch.randn(batch, decoder.position.shape[0], decoder.region.in_features, generator=generator)
-        )
+        return decoder.memory(torch.randn(batch, regions, decoder.region.in_features, generator=generator))

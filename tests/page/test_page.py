@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -461,6 +462,25 @@ def test_explanation_file_needs_nothing_else(opened: Opened, tmp_path: Path) -> 
     assert page.evaluate("document.images[0].naturalWidth") == explain_html.SIDE
     page.locator("summary").first.click()
     expect(page.locator(".steps").first.locator("> li")).to_have_count(4)
+    assert serious(page) == []
+
+
+def test_without_attention_the_page_says_so_and_explains_the_rest(opened: Opened, tmp_path: Path) -> None:
+    path = tmp_path / "why.html"
+    [[best]] = FakeEngine().generate(FakeRegions([0]), SearchConfig(), explain=True)
+    tokens = [replace(t, explanation=replace(t.explanation, attention=None, sentinel=0.0)) for t in best.tokens]  # type: ignore[type-var]
+    with explain_html.ExplanationFile(path) as file:
+        file.add("red.png", Image.new("RGB", (120, 80), "#c22"), (120, 80), caption_out(replace(best, tokens=tokens)))
+    page = opened(path.as_uri())
+    expect(page.locator("figcaption .legend")).to_contain_text("no attention: it saw the picture once")
+    page.locator(".stage .word").nth(2).hover()
+    expect(page.locator(".stage .options .option").first).to_have_text("dog")
+    expect(page.locator(".stage .looked")).to_have_count(0)
+    expect(page.locator(".frame.looking")).to_have_count(0)
+    expect(page.locator(".layers li").nth(1)).to_have_text("layer 2, which reads layer 1")
+    page.locator("summary").first.click()
+    expect(page.locator(".steps > li")).to_have_count(4)
+    expect(page.locator(".walk-inline")).to_contain_text("where x is what layer 1 shows, this happens")
     assert serious(page) == []
 
 

@@ -1,17 +1,33 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
+from torch import Tensor
 
-from model.cells import CELLS
+from model.cells import CELLS, Cell, State
+from model.checkpoint import load_captioner
 from model.config import CellKind
 from tests.training.shapes import write_shapes
 from training import compare_cells
-from training.compare_cells import KINDS, SHOWN, STEPS, main, reach, reach_at_start
+from training.compare_cells import (
+    KINDS,
+    PICTURES,
+    PLAIN,
+    SHOWN,
+    STEPS,
+    MemoryTask,
+    interval,
+    main,
+    reach,
+    reach_at_start,
+    remember,
+)
 
 RECIPE = """
 encoder_weights = "none"
@@ -48,9 +64,40 @@ def test_a_gated_cell_remembers_what_a_plain_one_forgets() -> None:
     np.testing.assert_allclose(norms["lstm"], norms["lstm-peephole"])  # peepholes start at zero
 
 
-def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_remembers_is_told_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LSTM learns to say the first word again; one whose state is wiped at every step says it but once."""
+    task = MemoryTask(words=3, hidden_size=16, updates=60, learning_rate=1e-2, test=200)
+    kept = remember("lstm", task, 0)
+    assert kept.shape == (STEPS,)
+    assert kept[:5].min() > 0.9
+    assert np.array_equal(remember("lstm", task, 0), kept)  # a seed is a run
+
+    def forgetful(cell: Cell, xs: Tensor, state: State) -> tuple[Tensor, State]:
+        return torch.stack([cell(x, state).hidden for x in xs.unbind(1)], 1), state
+
+    monkeypatch.setattr(CELLS["lstm"], "run", forgetful)
+    lost = remember("lstm", task, 0)
+    assert lost[0] > 0.9
+    assert lost[1:].max() < 0.6  # by chance: a third
+
+
+def test_the_interval_is_students() -> None:
+    values = [1.0, 2.0, 4.0]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert interval(values) == pytest.approx((high - low) / 2, rel=1e-3)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets that end soon."""
     monkeypatch.setattr(compare_cells, "SEEDS", 2)
-    data = write_shapes(tmp_path / "shapes", train=20, val=10, test=1, size=32)
+    monkeypatch.setattr(compare_cells, "TRAINED_SEEDS", 2)
+    monkeypatch.setattr(compare_cells, "MemoryTask", partial(MemoryTask, hidden_size=4, batch=2, updates=1, test=10))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_shapes(tmp_path / "shapes", train=8, val=4, test=1, size=32)
     (tmp_path / "small.toml").write_text(RECIPE)
     folders = {name: str(tmp_path / name) for name in ("runs", "cache", "docs")}
     arguments = ["--data", str(data), "--recipe", str(tmp_path / "small.toml")]
@@ -58,13 +105,33 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert main(arguments) == 0
     text = (tmp_path / "docs" / "cells.md").read_text()
     assert text in capsys.readouterr().out
-    for kind in KINDS:  # a row in each of the three tables
-        assert [line.count("|") for line in text.splitlines() if line.startswith(f"| {kind} |")] == [
-            len(SHOWN) + 2, len(SHOWN) + 2, 6,
-        ]  # fmt: skip
-    assert "1 epochs on 20 pictures of shapes" in text
-    with Image.open(tmp_path / "docs" / "images" / "cells.png") as image:
-        assert image.width > 1000
+    table = len(SHOWN) + 2
+    for kind in KINDS:  # a row in each of the four tables
+        assert columns(text, kind) == [table, table, 6, table]
+    assert columns(text, PLAIN) == [6, table]
+    assert "seeds 0 to 1: 1 epochs on 8 pictures of shapes" in text
+    for name in ("memory", "cells"):
+        with Image.open(tmp_path / "docs" / "images" / f"{name}.png") as image:
+            assert image.width > 1000
+    plain = load_captioner(tmp_path / "runs" / "lstm-no-attention-1" / "best")
+    assert not plain.decoder.attends
+
+    # Without pictures their section stays as it is, and what comes before is written anew.
+    _, heading, pictures = text.partition(PICTURES)
+    (tmp_path / "docs" / "cells.md").write_text("old\n" + heading + pictures)
+    assert main(["--recipe", str(tmp_path / "small.toml"), "--docs", folders["docs"]]) == 0
+    assert (tmp_path / "docs" / "cells.md").read_text() == text
+
+
+def test_the_page_in_docs_is_in_the_order_that_the_command_writes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cells.md").read_text()
+    task = MemoryTask()
+    assert f"learns it from {task.updates} batches of {task.batch} sequences" in text
+    assert PICTURES in text.partition("## Saying the first word again")[2]
+
+
+def columns(text: str, name: str) -> list[int]:
+    return [line.count("|") for line in text.splitlines() if line.startswith(f"| {name} |")]
 
 
 def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,13 +35,19 @@ def folder(plain: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("cell", "sentinel", "layers"),
-    [("rnn", True, 2), ("gru", False, 2), ("lstm-peephole", True, 2), ("lstm", True, 1), ("gru", False, 1)],
-)
-def test_every_decoder_exports_and_steps_like_torch(cell: str, sentinel: bool, layers: int, tmp_path: Path) -> None:
+    ("cell", "sentinel", "layers", "heads"),
+    [
+        ("rnn", True, 2, 4), ("gru", False, 2, 4), ("lstm-peephole", True, 2, 4), ("lstm", True, 1, 4),
+        ("gru", False, 1, 4), ("lstm", False, 2, 0),
+    ],
+)  # fmt: skip
+def test_every_decoder_exports_and_steps_like_torch(
+    cell: str, sentinel: bool, layers: int, heads: int, tmp_path: Path
+) -> None:
     """Several steps, with beams that change their parents, in batches the graph was not traced with."""
     assert cell in CELLS
-    save_captioner(captioner(cell=cell, sentinel=sentinel, layers=layers), tmp_path / "new", {})
+    made = captioner(cell=cell, sentinel=sentinel, layers=layers, attention_heads=heads)
+    save_captioner(made, tmp_path / "new", {})
     export(tmp_path / "new")
     tiny = load_captioner(tmp_path / "new")
     rng = np.random.default_rng(0)
@@ -52,21 +58,26 @@ def test_every_decoder_exports_and_steps_like_torch(cell: str, sentinel: bool, l
     encoded = encoder([pixels])
     with torch.inference_mode():
         memory = tiny.encode(torch.from_numpy(pixels))
-        keys, values, start = (encoded[name].copy() for name in Memory._fields)
-        for value, expected in zip(join(*map(torch.from_numpy, (keys, values, start))), memory, strict=True):
+        given = {name: encoded[name].copy() for name in (Memory._fields if heads else ("start",))}
+        tensors = {name: torch.from_numpy(values) for name, values in given.items()}
+        for value, expected in zip(
+            join(**tensors) if heads else tensors.values(), memory[-len(tensors) :], strict=True
+        ):
             np.testing.assert_allclose(value, expected, atol=0.05)
-        memory = join(*map(torch.from_numpy, (keys, values, start)))
+        memory = join(**tensors) if heads else memory._replace(**tensors)
+        given.pop("start")
         state = tiny.decoder.initial_state(memory, 1)
         for beams in (4, 4, 2):
             words = rng.integers(4, len(tiny.vocabulary), (3, beams))
             parents = rng.integers(0, state.shape[1], (3, beams))
-            results = step([keys, values, words, parents, state.numpy()])
+            results = step({**given, "words": words, "parents": parents, "state": state.numpy()})
             chosen = state.gather(1, torch.from_numpy(parents)[:, :, None].expand(-1, -1, state.shape[-1]))
             out = tiny.decoder.step(memory, torch.from_numpy(words), chosen)
             expected = tiny.decoder.log_probabilities(out.logits, tiny.config.temperature)
             np.testing.assert_allclose(results["log_probabilities"][..., 4:], expected[..., 4:], atol=0.03)
             np.testing.assert_allclose(results["state_out"], out.state, atol=0.02)
-            np.testing.assert_allclose(results["attention"], out.attention, atol=0.01)
+            if heads:
+                np.testing.assert_allclose(results["attention"], out.attention, atol=0.01)
             np.testing.assert_allclose(results["gates"], out.gates, atol=0.02)
             state = out.state
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def test_text_probabilities_and_confidence() -> None:
 
 def test_explanations_belong_to_their_token() -> None:
     seen = details()
+    assert seen.attention is not None
     captions = captions_of(FOUND, VOCABULARY, ("input", "hidden"), (2, 3), seen)
     for b, mine in enumerate(captions):
         for n, caption in enumerate(mine):
@@ -59,6 +61,15 @@ def test_explanations_belong_to_their_token() -> None:
                     {"input": pytest.approx(layer[0]), "hidden": pytest.approx(layer[1])}
                     for layer in seen.gates[b, n, t]
                 )
+
+
+def test_without_attention_everything_else_is_explained() -> None:
+    captions = captions_of(FOUND, VOCABULARY, ("input", "hidden"), (2, 3), details()._replace(attention=None))
+    with_it = captions_of(FOUND, VOCABULARY, ("input", "hidden"), (2, 3), details())
+    for caption, other in zip(captions[0], with_it[0], strict=True):
+        for token, same in zip(caption.tokens, other.tokens, strict=True):
+            assert same.explanation is not None
+            assert token.explanation == replace(same.explanation, attention=None, sentinel=0.0)
 
 
 def test_alternatives_are_the_likeliest_other_words() -> None:
