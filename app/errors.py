@@ -64,6 +64,12 @@ class UnsupportedMedia(ServiceError):
     status, code = 415, "unsupported_media_type"
 
 
+class UnknownHost(ServiceError):
+    """The request was sent to a name that is not the service's."""
+
+    status, code = 421, "unknown_host"
+
+
 class BadParameter(ServiceError):
     """A query parameter or form field is missing, unknown or out of range."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.caption import Caption, Token
@@ -199,7 +200,7 @@ def _token_out(token: Token) -> TokenOut:
         attention=AttentionOut(
             rows=rows,
             columns=columns,
-            weights=[round(float(w), 6) for w in why.attention.ravel()],
+            weights=why.attention.ravel().astype(np.float64).round(6).tolist(),
             sentinel=why.sentinel,
         ),
         gates=[_floats(layer) for layer in why.layers],

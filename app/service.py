@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from app.uploads import UploadMemory
 from model.runtime.engine import CaptionEngine
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class CaptionService:
         # Its own thread: a picture that takes long there must not hold up the others.
         self._guarded = ThreadPoolExecutor(1, thread_name_prefix="guarded")
         self._guard = Guard(config.preprocess, settings.max_pixels, settings.decode_seconds, settings.decode_memory_mb)
+        # One: more would only wait for the interpreter, and the event loop with them.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.model = ModelRef(name=config.name, version=config.version)
         metrics.model.labels(config.name, config.version, engine.name, engine.device).set(1)
 
@@ -70,7 +73,7 @@ class CaptionService:
         """Let accepted work finish, then let the threads go."""
         self.ready = False
         await self.batcher.stop()
-        for pool in (self._decoders, self._guarded):
+        for pool in (self._decoders, self._guarded, self._writer):
             pool.shutdown()
         self._guard.close()
 
@@ -103,7 +106,13 @@ class CaptionService:
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.image.format).inc()
-        return self._response(decoded, answer, request_id, started)
+        return await self.aside(self._response, decoded, answer, request_id, started, large=params.explain)
+
+    async def aside(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:
+        """What `make` returns; if it is large it is made in a thread, where it holds up nobody."""
+        if not large:
+            return make(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, make, *arguments)
 
     async def _decode(self, data: bytes) -> Decoded:
         limit = self.settings.max_upload_bytes
