@@ -210,12 +210,13 @@ class SettingsError(ValueError):
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A line for each `CAPTION_...` in `environment` that is no setting, with the one that may be meant."""
-    known = {f"CAPTION_{name.upper()}" for name in Settings.model_fields}
     lines = []
     for name in sorted(environment):
-        if name.upper().startswith("CAPTION_") and name.upper() not in known | COMPOSE_ONLY:
-            meant = difflib.get_close_matches(name.upper(), known, 1)
-            lines.append(f"{name} is no setting of the service" + (f"; {meant[0]} is" if meant else ""))
+        prefix, found, rest = name.lower().partition("caption_")
+        if prefix or not found or rest in Settings.model_fields or name.upper() in COMPOSE_ONLY:
+            continue
+        meant = difflib.get_close_matches(rest, Settings.model_fields, 1)
+        lines.append(f"{name} is no setting of the service" + (f"; CAPTION_{meant[0].upper()} is" if meant else ""))
     return lines
 
 
