@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-
-from pydantic import ValidationError
 
 from app.main import create_app, open_engine
 from app.server import FACTORY, serve
-from app.settings import Settings
+from app.settings import SettingsError, from_environment
 from model.errors import CaptionModelError
 
 
@@ -24,11 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="server processes")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"][:1])
-            print(f"error: CAPTION_{name.upper()}: {problem['msg']}", file=sys.stderr)
+        settings = from_environment(**given)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 2
     try:
         if settings.workers > 1:
@@ -39,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(
-            f"error: cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno or 0)}",
+            f"error: cannot listen on {settings.host} port {settings.port}: {error.strerror or error}",
             file=sys.stderr,
         )
     return 1

@@ -70,6 +70,12 @@ class UnsupportedVariant(ServiceError):
     status, code = 415, "unsupported_variant"
 
 
+class UnknownHost(ServiceError):
+    """The request was sent to a name that is not the service's."""
+
+    status, code = 421, "unknown_host"
+
+
 class BadParameter(ServiceError):
     """A query parameter or form field is missing, unknown or out of range."""
 

@@ -8,25 +8,27 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.metrics import Metrics
-from app.middleware import RequestContext
+from app.middleware import AllowedHosts, ForwardedPrefix, RequestContext
 from app.routes import caption, health, model, page, problems
 from app.schemas import Problem
 from app.security import require_key
 from app.service import CaptionService
-from app.settings import Settings
+from app.settings import Settings, from_environment
 from model.runtime.engine import CaptionEngine, load_engine
 
 
 def create_app(settings: Settings | None = None, engine: CaptionEngine | None = None) -> FastAPI:
     """The service as an ASGI application; `engine` defaults to the one `settings` describe, loaded at start-up."""
-    settings = settings or Settings()
+    settings = settings or from_environment()
     metrics = Metrics()
 
     @asynccontextmanager
@@ -47,9 +49,10 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
         docs_url=None,  # ours need no internet, see app.routes.page
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would have to know the scheme, the name and the prefix that clients see
     )
     problems.install(app)
-    guard = [Depends(require_key(settings.api_keys))] if settings.api_keys else []
+    guard = [Depends(require_key(settings.keys))] if settings.keys else []
     app.include_router(caption.router, dependencies=guard)
     app.include_router(model.router, dependencies=guard)
     app.include_router(health.router)
@@ -59,17 +62,39 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "traceparent"],
+            expose_headers=["X-Request-ID", "Retry-After", "traceparent"],
         )
-    app.add_middleware(RequestContext, metrics=metrics)
+    # Each stands before those above it.
+    local = not settings.allowed_hosts and not settings.keys and _is_loopback(settings.host)
+    if local or (settings.allowed_hosts and "*" not in settings.allowed_hosts):
+        app.add_middleware(AllowedHosts, names=settings.allowed_hosts, local=local)
+    app.add_middleware(RequestContext, metrics=metrics, log_health=settings.log_health)
+    trusted = list(settings.trusted_proxies)
+    if trusted:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)  # type: ignore[arg-type]  # uvicorn's own types
+    if trusted or settings.root_path:
+        app.add_middleware(ForwardedPrefix, trusted=trusted, root_path=settings.root_path)
     app.openapi = _with_problem_schema(app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def create_loaded_app() -> FastAPI:
+    """The application of a worker; raises `CaptionModelError` before there is anything to shut down."""
+    settings = from_environment()
+    return create_app(settings, open_engine(settings))
 
 
 def open_engine(settings: Settings) -> CaptionEngine:
     """The engine that `settings` describe; raises `CaptionModelError` with what to do about it."""
     return load_engine(settings.model, settings.device, settings.engine, settings.threads)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @contextmanager

@@ -6,15 +6,21 @@ import asyncio
 import json
 import logging
 import re
+import secrets
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import PROBLEM_TYPE, problem
+from app.errors import PROBLEM_TYPE, NotReady, ServiceError, UnknownHost, problem
 from app.metrics import Metrics
+from app.settings import ROOT_PATH
 
 logger = logging.getLogger("app.access")
 
@@ -22,7 +28,11 @@ logger = logging.getLogger("app.access")
 # a refused body is received and dropped if it is this small, and else for this long, then cut off.
 DROPPED_BYTES = 128_000_000
 LINGER_BYTES, LINGER_SECONDS = 8_000_000, 1.0
+REFUSAL = "caption.refusal"  # an ASGI extension: the `ServiceError` for which app.server refuses a connection
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+# Names that no stranger can point at an address: without a dot, or below one that public DNS does not have.
+LOCAL_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -38,11 +48,81 @@ SECURITY_HEADERS = {
 }
 
 
-class RequestContext:
-    """Pure ASGI, so that streaming and hang-ups pass through untouched."""
+_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+
+class ForwardedPrefix:
+    """The path under which a proxy shows the service, from `X-Forwarded-Prefix` of a trusted one, else as set.
+
+    To stand before whatever believes `X-Forwarded-For`: it asks who the peer is.
+    """
+
+    def __init__(self, app: ASGIApp, trusted: Sequence[str], root_path: str) -> None:
+        self.app, self.root_path, self.any = app, root_path, "*" in trusted
+        self.networks = [ip_network(network) for network in trusted if network != "*"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host, port = scope["client"] or ("", 0)
+            if host.startswith("::ffff:"):  # IPv4, on a socket for both
+                scope["client"] = (host := host.removeprefix("::ffff:"), port)
+            prefix = self.root_path
+            if self._trusts(host) and (given := Headers(scope=scope).get("x-forwarded-prefix")):
+                given = "".join(part.strip().rstrip("/") for part in given.split(","))
+                prefix = given if ROOT_PATH.fullmatch(given) else prefix
+            if prefix:  # which the proxy has removed from the path; ASGI's path has it
+                scope["root_path"] = prefix
+                scope["path"] = prefix + scope["path"]
+                scope["raw_path"] = prefix.encode() + scope["raw_path"]
+        await self.app(scope, receive, send)
+
+    def _trusts(self, host: str) -> bool:
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return self.any
+        return self.any or any(address in network for network in self.networks)
+
+
+class AllowedHosts:
+    """Refuses names that are not the service's: a web page may point its own at this machine (DNS rebinding).
+
+    An address in `Host` is safe, no name was looked up; so are `localhost`, `names` (`*.` for any below) and, if
+    `local`, names that only a local network gives.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str], local: bool) -> None:
+        self.app, self.names, self.local = app, [name.lower() for name in names], local
+        self._knows = lru_cache(1024)(self._look_up)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for name, value in scope["headers"]:
+                if name == b"host" and not self._knows(value):
+                    shown = value.decode("latin-1")[:100]
+                    raise UnknownHost(f"{shown!r} is no name of this service; CAPTION_ALLOWED_HOSTS lists them")
+        await self.app(scope, receive, send)
+
+    def _look_up(self, header: bytes) -> bool:
+        host = header.decode("latin-1").lower()
+        host = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0].rstrip(".")
+        with suppress(ValueError):
+            return bool(ip_address(host))
+        if host in ("localhost", *self.names):
+            return True
+        if any(name.startswith("*.") and host.endswith(name[1:]) for name in self.names):
+            return True
+        return self.local and ("." not in host or host.endswith(LOCAL_NAMES))
+
+
+class RequestContext:
+    """Pure ASGI, so that streaming and hang-ups pass through untouched.
+
+    HEAD is answered as GET is, without the body, wherever there is a GET.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_health: bool = True) -> None:
+        self.app, self.metrics, self.log_health = app, metrics, log_health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +134,10 @@ class RequestContext:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, started=started)
+        trace = _trace(headers)
+        asked = scope
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         status, body_read, closing, sent = 0, not _has_body(headers), False, 0
 
         async def receive_and_note() -> Message:
@@ -68,39 +152,58 @@ class RequestContext:
                 status = message["status"]
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
-                for name, value in SECURITY_HEADERS.items():
-                    out.setdefault(name, value)
+                if trace:
+                    out["traceparent"] = trace["traceparent"]
+                present = {name.lower() for name, _ in out.raw}
+                out.raw.extend(header for header in _SECURITY_HEADERS if header[0] not in present)
                 # A client that was to wait for leave to send its body may never send it.
                 closing = not body_read and (_declared(headers) > DROPPED_BYTES or "expect" in headers)
                 if closing:
                     out["Connection"] = "close"
             else:
+                if asked["method"] == "HEAD":
+                    message = {**message, "body": b""}
                 sent += len(message.get("body", b""))
                 if closing:
                     message = {**message, "more_body": True}  # its end, and with it the close, comes below
             await send(message)
 
         try:
+            if refusal := scope.get("extensions", {}).get(REFUSAL):
+                raise refusal
             await self.app(scope, receive_and_note, send_with_headers)
+        except ServiceError as error:  # raised before the routes
+            state["code"] = error.code
+            await _send_problem(send_with_headers, error, request_id)
+        except asyncio.CancelledError:
+            if not status:  # the grace time is over
+                stopping = NotReady("the service is stopping")
+                state["code"] = stopping.code
+                await _send_problem(send_with_headers, stopping, request_id)
+            raise
         except Exception:
             logger.exception("unexpected error", extra={"fields": {"request_id": request_id}})
             if status:
                 raise
-            await _send_problem(
-                send_with_headers, 500, "internal_error", "an unexpected error; it is logged", request_id
-            )
+            unexpected = ServiceError("an unexpected error; it is logged")
+            await _send_problem(send_with_headers, unexpected, request_id)
         finally:
             seconds = time.perf_counter() - started
-            self._note(scope, status, seconds, sent, state)
+            self._note(scope, asked["method"], status, seconds, sent, state, trace)
         if closing:
             await _linger(receive)
             await send({"type": "http.response.body", "body": b""})
 
-    def _note(self, scope: Scope, status: int, seconds: float, sent: int, state: dict[str, object]) -> None:
+    def _note(
+        self, scope: Scope, method: str, status: int, seconds: float, sent: int, state: dict[str, Any],
+        trace: dict[str, str] | None,
+    ) -> None:  # fmt: skip
         route = getattr(scope.get("route"), "path", None) or "other"  # the pattern, so that labels stay few
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = method if method in METHODS else "other"
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.duration.labels(route).observe(seconds)
+        if status < 400 and not self.log_health and route.startswith("/health/"):
+            return
         client = scope.get("client")
         fields = {
             "request_id": state["request_id"],
@@ -113,6 +216,8 @@ class RequestContext:
         }
         if code := state.get("code"):
             fields["code"] = code
+        if trace:
+            fields |= {name: value for name, value in trace.items() if name != "traceparent"}
         logger.info("request", extra={"fields": fields})
 
 
@@ -138,8 +243,25 @@ async def _linger(receive: Receive) -> None:
                 dropped += len(message["body"])
 
 
-async def _send_problem(send: Send, status: int, code: str, detail: str, request_id: str) -> None:
-    body = json.dumps(problem(status, code, detail, request_id)).encode()
+def _trace(headers: Headers) -> dict[str, str] | None:
+    """The caller's place in a trace, and this request's below it (W3C Trace Context); None without a valid header."""
+    given = headers.get("traceparent")
+    found = TRACEPARENT.fullmatch(given) if given else None
+    if found is None or (given and given.startswith("00") and found[4]):
+        return None
+    span = secrets.token_hex(8)
+    return {
+        "trace_id": found[1],
+        "parent_id": found[2],
+        "span_id": span,
+        "traceparent": f"00-{found[1]}-{span}-{found[3]}",
+    }
+
+
+async def _send_problem(send: Send, error: ServiceError, request_id: str) -> None:
+    body = json.dumps(problem(error.status, error.code, error.detail, request_id)).encode()
     headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if error.retry_after:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

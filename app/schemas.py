@@ -239,9 +239,8 @@ def _token_out(token: Token) -> TokenOut:
 
 def _attention_out(weights: NDArray[np.float32], sentinel: float) -> AttentionOut:
     rows, columns = weights.shape
-    return AttentionOut(
-        rows=rows, columns=columns, weights=[round(float(w), 6) for w in weights.ravel()], sentinel=sentinel
-    )
+    rounded = weights.ravel().astype(np.float64).round(6).tolist()
+    return AttentionOut(rows=rows, columns=columns, weights=rounded, sentinel=sentinel)
 
 
 def _floats(layer: Mapping[str, float]) -> dict[str, float]:

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import multiprocessing
 import os
 import signal
 import socket
 import sys
 import tempfile
-import uuid
+import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
-from app.errors import (
-    PROBLEM_TYPE,
-    BadRequest,
-    HeadersTooLarge,
-    HeaderTimeout,
-    Overloaded,
-    ServiceError,
-    problem,
-)
+from app.errors import BadRequest, HeadersTooLarge, HeaderTimeout, Overloaded, ServiceError
 from app.logs import log_config
 from app.metrics import MULTIPROCESS
+from app.middleware import LINGER_SECONDS, REFUSAL
 from app.settings import Settings, to_environment
+from model.errors import CaptionModelError
 
 MAX_HEADER_BYTES = 64 * 1024
-FACTORY = "app.main:create_app"  # each worker imports and calls it; the settings are in the environment
+WORKER_SECONDS = 30  # a worker that is silent for longer is replaced; one that imports on a busy machine takes some
+NAMES = (b"x-request-id", b"traceparent")
+FACTORY = "app.main:create_loaded_app"  # each worker imports and calls it; the settings are in the environment
 
 
 class _Config(uvicorn.Config):
@@ -42,19 +39,34 @@ class _Config(uvicorn.Config):
 
     settings: Settings
 
+    def load(self) -> None:
+        """Make the application, in the process that serves; a bad checkpoint is one line and not a traceback."""
+        if self.workers > 1:
+            _end_with_supervisor()
+        try:
+            super().load()
+        except CaptionModelError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(STARTUP_FAILURE)
+
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with the limits it lacks: time and bytes for headers, and open connections."""
+    """uvicorn's HTTP/1.1, with the limits it lacks: time and bytes for headers, and open connections.
+
+    What it refuses is answered by the application too (`app.middleware`), so that it is logged and counted alike.
+    """
 
     config: _Config
     _timer: asyncio.TimerHandle | None = None
-    _header_bytes = 0
+    _unused = 0  # bytes received since the headers were complete or the body grew: headers, trailers, or nothing
+    _in_head = False
     _in_body = False
+    _refusal: ServiceError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse a connection too many; drop peers that stop taking what is sent to them."""
+        """Make room for a connection too many or refuse it; drop peers that stop taking what is sent to them."""
         super().connection_made(transport)
-        if len(self.connections) > self.config.settings.max_connections:
+        if len(self.connections) > self.config.settings.max_connections and not self._close_an_idle_one():
             self._refuse(Overloaded("too many open connections"))
             return
         peer = transport.get_extra_info("socket")
@@ -64,30 +76,108 @@ class Protocol(HttpToolsProtocol):
             )
         self._start_timer()
 
+    def _close_an_idle_one(self) -> bool:
+        """Close the connection that has waited longest for another request; False if none waits."""
+        waiting = {}
+        for connection in self.connections:
+            assert isinstance(connection, Protocol)
+            if connection.timeout_keep_alive_task and not connection.transport.is_closing():
+                waiting[connection.timeout_keep_alive_task.when()] = connection.transport
+        if waiting:
+            waiting[min(waiting)].close()
+        return bool(waiting)
+
     def data_received(self, data: bytes) -> None:
         """Count header bytes, and time them from their first one (uvicorn times only idle connections).
 
         The same clock runs for the rest of a body that was answered before it was read.
         """
-        if self._answered() and not self._in_body:
-            self._header_bytes += len(data)
-        super().data_received(data)
-        if self._answered() and not self.transport.is_closing():
-            self._start_timer()
-            if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
+        if self._refusal is not None:
+            return  # dropped until the client has read why
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        self._unused += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            reason = error.__context__  # what a callback raised
+            self._refuse(reason if isinstance(reason, ServiceError) else BadRequest("not an HTTP request"))
+            return
+        if self._unused > MAX_HEADER_BYTES:
+            self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
+        elif self._answered() and not self.transport.is_closing():
+            if self._in_head or self._in_body:
+                self._start_timer()
+            elif self._timer is None and self.timeout_keep_alive_task is None:  # line breaks, or a body's end
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser; a wish to upgrade is ignored, as HTTP lets a server do (RFC 9110, 7.8).
+
+        httptools ends a message that has one after its headers, whatever body follows. So such headers are
+        parsed again without it, and the body as what it is.
+        """
+        left = memoryview(data)
+        while left:
+            try:
+                self.parser.feed_data(left)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                left = left[upgrade.args[0] :]
+                first = b"%b %b HTTP/%b\r\n" % (
+                    self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+                )  # fmt: skip
+                fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                self.parser.feed_data(first + b"".join(fields) + b"\r\n")
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers are dropped: they must not change a request that runs already."""
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The headers are in: stop their clock."""
+        """The headers are in: stop their clock; raises what is wrong with them."""
         self._stop_timer()
-        self._header_bytes = 0
-        self._in_body = True
+        self._unused = 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise BadRequest("this is no proxy")
+            return  # parsed again
+        self._in_head, self._in_body = False, True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        self._unused = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is in, be it read or dropped."""
+        if self.parser.should_upgrade():
+            return
         self._in_body = False
+        self._unused = 0
+        self._stop_timer()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer was sent; a refusal that waited for it is next."""
+        super().on_response_complete()
+        if self._refusal is not None and self._answered() and not self.transport.is_closing():
+            self._answer(self._refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave no timer behind."""
@@ -108,24 +198,70 @@ class Protocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls for bytes that are not HTTP."""
-        self._refuse(BadRequest("not an HTTP request"))
-
     def _refuse(self, error: ServiceError) -> None:
-        """Answer below the application, and close."""
+        """Answer below the application, after what is being answered, and close."""
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        self._refusal = error
+        self._stop_timer()
+        if self._in_body:
+            if self._answered() or self.cycle.response_started or self.pipeline:
+                self.transport.close()  # an answer now would be taken for another's
+                return
+            self.cycle.disconnected = True  # the body will not come
+            self.cycle.message_event.set()
+            self._answer(error)
+        elif self._answered():
+            self._answer(error)
+
+    def _answer(self, error: ServiceError) -> None:
+        # As far as they came: what the request is called may be there.
+        headers = [field for field in self.headers if field[0] in NAMES] if self._in_head else []
+        scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "",
+            "scheme": self.scheme,
+            "path": "",
+            "raw_path": b"",
+            "query_string": b"",
+            "root_path": "",
+            "headers": headers,
+            "client": self.client,
+            "server": self.server,
+            "state": self.app_state.copy(),
+            "extensions": {REFUSAL: error},
+        }
+        # As uvicorn keeps the tasks that it waits for before it ends.
+        task = self.loop.create_task(self._run(scope))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _run(self, scope: dict[str, Any]) -> None:
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if self.transport.is_closing():
+                return
+            if message["type"] == "http.response.start":
+                status = HTTPStatus(message["status"])
+                headers = [*self.server_state.default_headers, *message["headers"]]
+                lines = [b"%b: %b" % (name, value) for name, value in headers]
+                first = f"HTTP/1.1 {status} {status.phrase}".encode()
+                self.transport.write(b"\r\n".join([first, *lines, b"connection: close", b"", b""]))
+            else:
+                self.transport.write(message["body"])
+
+        await self.app(scope, receive, send)  # type: ignore[arg-type]
         if self.transport.is_closing():
             return
-        body = json.dumps(problem(error.status, error.code, error.detail, uuid.uuid4().hex)).encode()
-        lines = [
-            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
-            f"Content-Type: {PROBLEM_TYPE}",
-            f"Content-Length: {len(body)}",
-            "Connection: close",
-            *([f"Retry-After: {error.retry_after}"] if error.retry_after else []),
-        ]
-        self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-        self.transport.close()
+        if isinstance(self._refusal, Overloaded) or not self.transport.can_write_eof():
+            self.transport.close()
+        else:  # closed with bytes unread, the connection would be reset, and the answer with it
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
 class _Server(uvicorn.Server):
@@ -138,16 +274,48 @@ class _Server(uvicorn.Server):
 
 
 class _Supervisor(Multiprocess):
-    """Restarts workers that die, and gives its own copy of the listening socket up on SIGTERM."""
+    """Restarts workers that die, and gives its own copy of the listening socket up on SIGTERM.
+
+    The first worker starts alone, so that what is wrong with the checkpoint is said once; the address is told when
+    all of them serve.
+    """
 
     def init_processes(self) -> None:
+        self._wanted, self.processes_num = self.processes_num, 1
         super().init_processes()
+        self._announced = False
+
+    def keep_subprocess_alive(self) -> None:
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            self.should_exit.set()  # the worker has said why; another would fail the same way
+            return
+        super().keep_subprocess_alive()
+        if self._announced or not all(process.is_ready() for process in self.processes):
+            return
+        if self._wanted > self.processes_num:
+            for _ in range(self._wanted - self.processes_num):
+                self.handle_ttin()
+            return
+        self._announced = True
         announce(self.sockets[0])
 
     def handle_term(self) -> None:
         for sock in self.sockets:
             sock.close()
         super().handle_term()
+
+
+def _end_with_supervisor() -> None:
+    """Stop this worker as SIGTERM does when its supervisor is gone, however that ended."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+
+    def watch() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="supervisor", daemon=True).start()
 
 
 def serve(settings: Settings, factory: str | Callable[[], Any] = FACTORY) -> int:
@@ -167,6 +335,7 @@ def serve(settings: Settings, factory: str | Callable[[], Any] = FACTORY) -> int
         workers=settings.workers,
         timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=settings.grace,
+        timeout_worker_healthcheck=WORKER_SECONDS,
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -189,9 +358,13 @@ def serve(settings: Settings, factory: str | Callable[[], Any] = FACTORY) -> int
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises `OSError` if the address is taken or is none of this machine's."""
+    """A listening socket; `::` is every interface, of IPv4 too.
+
+    Raises `OSError` if the address is taken or is none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
 
 
 def _sample() -> Path:
@@ -202,6 +375,8 @@ def _sample() -> Path:
 def announce(listener: socket.socket) -> None:
     """Print where the service is, and a command to try it."""
     host, port = listener.getsockname()[:2]
+    if host == "::" and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        host = "::1"
     host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"Page      {url}/")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from starlette.requests import Request
 
@@ -20,6 +21,7 @@ from app.uploads import UploadMemory
 from model.runtime.engine import CaptionEngine
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class CaptionService:
@@ -49,6 +51,8 @@ class CaptionService:
             memory_mb=settings.decode_memory_mb,
             max_dear=max(settings.queue_size // 2, 1),
         )
+        # One: more would only wait for the interpreter, and the event loop with them.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.model = ModelRef(name=config.name, version=config.version)
         metrics.model.labels(config.name, config.version, engine.name, engine.device).set(1)
 
@@ -63,6 +67,7 @@ class CaptionService:
         self.ready = False
         await self.batcher.stop()
         await self.guard.stop()
+        self._writer.shutdown()
 
     async def caption(
         self, files: Sequence[bytes], params: CaptionParams, request_id: str, started: float
@@ -93,7 +98,13 @@ class CaptionService:
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.format).inc()
-        return self._response(decoded, waited, answer, request_id, started)
+        return await self.aside(self._response, decoded, waited, answer, request_id, started, large=params.explain)
+
+    async def aside(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:
+        """What `make` returns; if it is large it is made in a thread, where it holds up nobody."""
+        if not large:
+            return make(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, make, *arguments)
 
     async def _decode(self, data: bytes) -> tuple[Decoded, float]:
         """The picture, and the seconds that it waited for its turn."""

@@ -5,25 +5,39 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.runtime.engine import Device
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "model" / "weights" / "default"
 MEGABYTE = 1_000_000
+COMPOSE_ONLY = frozenset({"CAPTION_CPUS", "CAPTION_PUBLISH"})  # read by docker-compose.yml, not by the service
+KEY = re.compile(r"[!-~]+")  # what a header carries
+HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """How the service runs; an unknown or impossible value is an error at start."""
+    """How the service runs; an impossible value is an error at start, an empty variable is none."""
 
-    model_config = SettingsConfigDict(env_prefix="CAPTION_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CAPTION_", frozen=True, extra="ignore", env_ignore_empty=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on; `0.0.0.0` for every interface, `::` for those of IPv6 too.",
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     workers: int = Field(1, ge=1, le=64, description="Server processes; each loads the model. A dead one is replaced.")
     model: Path = Field(DEFAULT_MODEL, description="Checkpoint folder to serve.")
@@ -38,10 +52,17 @@ class Settings(BaseSettings):
     upload_memory_mb: float = Field(
         256, gt=0, description="Memory for all request bodies held at once, in megabytes; beyond it, 503."
     )
-    body_timeout: float = Field(20, gt=0, description="Seconds a client has to send a request's body; then 408.")
+    body_timeout: float = Field(20, gt=0, description="Seconds a client may be silent while it sends a body; then 408.")
+    body_rate_kb: float = Field(
+        16, ge=0, description="Kilobytes a second that a body must come at, once `body_timeout` has passed; else 408."
+    )
     header_timeout: float = Field(10, gt=0, description="Seconds a client has to send a request's headers.")
-    keep_alive: int = Field(5, ge=0, description="Seconds an idle connection is kept open.")
-    max_connections: int = Field(1000, ge=1, description="Open connections a worker keeps; more are refused with 503.")
+    keep_alive: int = Field(
+        130, ge=0, description="Seconds an idle connection is kept open; more than a proxy in front keeps its own."
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="Open connections a worker keeps; for more, idle ones are closed, else 503."
+    )
 
     decode_workers: int = Field(
         3, ge=2, le=64, description="Processes that decode pictures; one of them may be busy with one that takes long."
@@ -79,15 +100,66 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Comma-separated keys; if set, captions, `/model` and `/metrics` need one."
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Comma-separated web origins that may call the API from a browser."
+    api_keys_file: Path | None = Field(
+        None, description="File of more keys, one a line, `#` before a remark: a Docker secret, say."
     )
+    cors_origins: Words = Field((), description="Comma-separated web origins that may call the API from a browser.")
+    allowed_hosts: Words = Field(
+        (),
+        description="Comma-separated names that the service is called by, `*.example.org` for all below one, `*` for "
+        "any; others get 421. Addresses and `localhost` always work. Default: without keys and on a loopback address "
+        "names of local networks, else any.",
+    )
+    trusted_proxies: Words = Field(
+        (),
+        description="Comma-separated addresses and networks of proxies whose `X-Forwarded-For`, `-Proto` and "
+        "`-Prefix` are believed; `*` for any.",
+    )
+    root_path: str = Field(
+        "", description="Path under which a proxy shows the service, and which it removes: `/captions`, say."
+    )
+    log_health: bool = Field(True, description="Whether health checks that pass are in the access log.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _fit_a_header(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(KEY.fullmatch(key.get_secret_value()) for key in keys):
+            raise ValueError("a key must be visible ASCII without spaces: a header carries it")
+        return keys
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _has_keys(cls, path: Path | None) -> Path | None:
+        if path is not None and not cls._fit_a_header(_keys(path)):
+            raise ValueError(f"there is no key in {path}")
+        return path
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name != "*" and not HOST_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no host name; without a scheme, a port and a path")
+        return names
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(network if network == "*" else str(ip_network(network, strict=False)) for network in networks)
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if not ROOT_PATH.fullmatch(path):
+            raise ValueError("must be a path such as /captions")
+        return path
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -95,9 +167,12 @@ class Settings(BaseSettings):
             raise ValueError("max_images must be at most queue_size, or a full POST /captions could never be accepted")
         if max(self.max_upload_mb, self.max_batch_mb) > self.upload_memory_mb:
             raise ValueError("upload_memory_mb must be at least max_upload_mb and max_batch_mb")
-        if any(not key.get_secret_value().isascii() for key in self.api_keys):
-            raise ValueError("api_keys must be ASCII: a header carries them")
         return self
+
+    @cached_property
+    def keys(self) -> tuple[SecretStr, ...]:
+        """The keys of `api_keys` and of the file; none leaves the service open."""
+        return self.api_keys + (_keys(self.api_keys_file) if self.api_keys_file else ())
 
     @property
     def max_upload_bytes(self) -> int:
@@ -110,6 +185,47 @@ class Settings(BaseSettings):
         return int(self.max_batch_mb * MEGABYTE)
 
 
+def _keys(path: Path) -> tuple[SecretStr, ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+    return tuple(SecretStr(line.strip()) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def from_environment(**given: object) -> Settings:
+    """The settings of this process, `given` first.
+
+    Raises `SettingsError`, also for a variable that is none of them: misspelt, it would be left out in silence.
+    """
+    if wrong := unknown_variables(os.environ):
+        raise SettingsError("\n".join(wrong))
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = "".join(f"CAPTION_{str(part).upper()}: " for part in problem["loc"][:1])
+            lines.append(f"{name}{problem['msg'].removeprefix('Value error, ')}")
+        raise SettingsError("\n".join(lines)) from None  # pydantic's own message shows what was given, keys too
+
+
+class SettingsError(ValueError):
+    """The service cannot run with what it is told; a line for each fault."""
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A line for each `CAPTION_...` in `environment` that is no setting, with the one that may be meant."""
+    lines = []
+    for name in sorted(environment):
+        prefix, found, rest = name.lower().partition("caption_")
+        if prefix or not found or rest in Settings.model_fields or name.upper() in COMPOSE_ONLY:
+            continue
+        meant = difflib.get_close_matches(rest, Settings.model_fields, 1)
+        lines.append(f"{name} is no setting of the service" + (f"; CAPTION_{meant[0].upper()} is" if meant else ""))
+    return lines
+
+
 def markdown() -> str:
     """The settings as the Markdown table in docs/configuration.md."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
@@ -117,7 +233,7 @@ def markdown() -> str:
         default = field.default
         if default == DEFAULT_MODEL:
             default = "model/weights/default"
-        shown = "" if default == () else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        shown = "" if default in ((), "", None) else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
         rows.append(f"| `CAPTION_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)
 
@@ -126,6 +242,9 @@ def to_environment(settings: Settings) -> None:
     """Write `settings` into this process's environment, from where worker processes read them."""
     for name in Settings.model_fields:
         value = getattr(settings, name)
+        if value is None:
+            os.environ.pop(f"CAPTION_{name.upper()}", None)
+            continue
         if isinstance(value, tuple):
             value = ",".join(v.get_secret_value() if isinstance(v, SecretStr) else v for v in value)
         os.environ[f"CAPTION_{name.upper()}"] = str(value)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from app.errors import BadMultipart, BadParameter, BodyTimeout, ClientGone, Overloaded, TooLarge, UnsupportedMedia
+from app.errors import BadParameter, BodyTimeout, ClientGone, Overloaded, TooLarge, UnsupportedMedia
+from app.forms import read_form
 
 ENVELOPE = 64 * 1024  # bytes that a form may hold besides its files
+ONE, MANY = ("image", "file"), ("images", "files")  # names of form fields; the first is the documented one
 Take = Callable[[int], None]
 
 
@@ -54,81 +54,83 @@ class UploadMemory:
             self.gauge.dec(held)
 
 
-class _InMemoryParser(MultiPartParser):
-    spool_max_size = 0  # Starlette would write files above 1 MB to disk; 0 is never
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slowly a body may come: at most `silence` seconds without a byte, and after so many `rate` bytes a second."""
+
+    silence: float
+    rate: float
+
+    def end(self, now: float, started: float, received: int) -> float:
+        """When to give up unless more has come by then."""
+        quiet = now + self.silence
+        return min(quiet, started + self.silence + received / self.rate) if self.rate else quiet
 
 
-async def read_image(request: Request, limit: int, seconds: float, take: Take) -> Upload:
-    """The one picture of `request`: the form field `image`, or a raw body with a picture's content type.
+async def read_image(request: Request, limit: int, pace: Pace, take: Take) -> Upload:
+    """The one picture of `request`: the form field `image` or `file`, or the body itself, whatever its type says.
 
-    limit: bytes of the file. seconds: for the whole body.
+    limit: bytes of the file.
     Raises `TooLarge`, `BodyTimeout`, `BadMultipart`, `BadParameter` or `UnsupportedMedia`.
     """
     media_type = _media_type(request)
     if media_type == "multipart/form-data":
-        return (await _read_form(request, "image", 1, limit, seconds, take))[0]
-    if media_type.startswith("image/") or media_type == "application/octet-stream":
-        chunks = [chunk async for chunk in _stream(request, limit, seconds, take)]
-        return Upload("", b"".join(chunks))
-    raise UnsupportedMedia(
-        "send the picture as the field 'image' of multipart/form-data, or as the body with its image/* content type"
-    )
+        return (await _read_form(request, ONE, 1, limit, pace, take))[0]
+    if media_type.startswith("multipart/") or media_type == "application/json":
+        raise UnsupportedMedia("send the picture as the field 'image' of multipart/form-data, or as the body itself")
+    # curl calls any body a form, others call it nothing: its first bytes say what it is.
+    return Upload("", b"".join([chunk async for chunk in _stream(request, limit, pace, take)]))
 
 
-async def read_images(request: Request, count: int, limit: int, seconds: float, take: Take) -> list[Upload]:
+async def read_images(request: Request, count: int, limit: int, pace: Pace, take: Take) -> list[Upload]:
     """The pictures of the form field `images`: at most `count`, at most `limit` bytes in all; else as `read_image`."""
     if _media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send the pictures as fields 'images' of multipart/form-data")
-    return await _read_form(request, "images", count, limit, seconds, take)
+    return await _read_form(request, MANY, count, limit, pace, take)
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read_form(request: Request, name: str, count: int, limit: int, seconds: float, take: Take) -> list[Upload]:
-    stream = _stream(request, limit + ENVELOPE, seconds, take)
-    # One more than allowed, so that a wrong count is told apart from a broken form.
-    parser = _InMemoryParser(request.headers, stream, max_files=count + 1, max_fields=8, max_part_size=ENVELOPE)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            raise BadParameter(f"more than {count} files in the form") from error
-        raise BadMultipart(f"the form cannot be read: {error.message}") from error
-    try:
-        fields = form.multi_items()
-        for key, value in fields:
-            if key != name:
-                raise BadParameter(f"unknown form field {key[:50]!r}; the field is {name!r}")
-            if not isinstance(value, UploadFile):
-                raise BadParameter(f"the form field {name!r} must be a file: its part has no filename")
-        if not fields:
-            raise BadParameter(f"the form field {name!r} is missing")
-        if len(fields) > count:
-            raise BadParameter(f"at most {count} files named {name!r} in one request")
-        files = [value for _, value in fields if isinstance(value, UploadFile)]
-        return [Upload(file.filename or "", await file.read()) for file in files]
-    finally:
-        await form.close()
+async def _read_form(
+    request: Request, names: tuple[str, ...], count: int, limit: int, pace: Pace, take: Take
+) -> list[Upload]:
+    stream = _stream(request, limit + ENVELOPE, pace, take)
+    parts = await read_form(request.headers["content-type"], stream, count)
+    for part in parts:
+        if part.name not in names:
+            raise BadParameter(f"unknown form field {part.name[:50]!r}; the field is {names[0]!r}")
+        if part.filename is None and len(part.data) < 1000 and part.data.isascii():
+            raise BadParameter(
+                f"the form field {part.name!r} holds text and has no filename: send the file itself "
+                f"(curl -F {part.name}=@FILE)"
+            )
+    if not parts:
+        raise BadParameter(f"the form field {names[0]!r} is missing")
+    if len(parts) > count:
+        raise BadParameter(f"at most {count} files named {names[0]!r} in one request")
+    return [Upload(part.filename or "", bytes(part.data)) for part in parts]
 
 
-async def _stream(request: Request, limit: int, seconds: float, take: Take) -> AsyncGenerator[bytes, None]:
-    """The body's chunks; stops reading at the first byte too many, or once `seconds` have passed."""
+async def _stream(request: Request, limit: int, pace: Pace, take: Take) -> AsyncGenerator[bytes, None]:
+    """The body's chunks; stops reading at the first byte too many, or once it comes too slowly."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"the body has {declared} bytes; the limit is {limit}")
     received = 0
     chunks = request.stream()
-    end = asyncio.get_running_loop().time() + seconds
+    loop = asyncio.get_running_loop()
+    started = loop.time()
     while True:
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(pace.end(loop.time(), started, received)):
                 chunk = await anext(chunks)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise BodyTimeout(f"the body did not arrive within {seconds:g} seconds") from error
+            silent = f"nothing came for {pace.silence:g} seconds"
+            raise BodyTimeout(f"the body came too slowly: {silent}, or under {pace.rate:g} bytes a second") from error
         except ClientDisconnect as error:
             raise ClientGone("the client hung up while sending") from error
         received += len(chunk)

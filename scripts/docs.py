@@ -27,8 +27,9 @@ COMMON_SETTINGS = ("model", "device", "threads", "max_upload_mb", "queue_size", 
 
 CONFIGURATION = """# Configuration
 
-Every setting is an environment variable; an unknown or impossible value stops the service at start with
-a line that says which. `scripts/serve` has flags for the first few.
+Every setting is an environment variable; an empty one is as if it were not set. An impossible value stops the service
+at start with a line that says which, and so does a `CAPTION_` variable that is not in this table. `scripts/serve` has
+flags for the first few.
 
 """
 

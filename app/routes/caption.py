@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from app import uploads
 from app.errors import ServiceError, problem
@@ -18,24 +18,32 @@ Params = Annotated[CaptionParams, Query()]
 _FILE = {"type": "string", "format": "binary"}
 
 
-def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": {"type": "object", "required": [name], "properties": {name: schema}, "additionalProperties": False}
-    }
+def _form(names: tuple[str, ...], schema: dict[str, Any]) -> dict[str, Any]:
+    """Any one of `names`: programs differ in what they call the field."""
+    properties = dict.fromkeys(names, schema)
+    form = {"type": "object", "properties": properties, "minProperties": 1, "maxProperties": 1}
+    return {"schema": {**form, "additionalProperties": False}}
 
 
 _ONE = {
-    "multipart/form-data": _form("image", _FILE),
+    "multipart/form-data": _form(uploads.ONE, _FILE),
     "image/*": {"schema": _FILE},
     "application/octet-stream": {"schema": _FILE},
 }
-_MANY = {"multipart/form-data": _form("images", {"type": "array", "items": _FILE, "minItems": 1})}
+_MANY = {"multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _FILE, "minItems": 1})}
 
 
+@router.put(
+    "/caption",
+    summary="Caption, as `curl -T FILE` asks",
+    response_model_exclude_none=True,
+    responses=problems(400, 401, 408, 413, 415, 421, 422, 431, 500, 503, 504),
+    openapi_extra={"requestBody": {"required": True, "content": _ONE}},
+)
 @router.post(
     "/caption",
     response_model_exclude_none=True,
-    responses=problems(400, 401, 408, 413, 415, 422, 431, 500, 503, 504),
+    responses=problems(400, 401, 408, 413, 415, 421, 422, 431, 500, 503, 504),
     openapi_extra={"requestBody": {"required": True, "content": _ONE}},
 )
 async def caption(request: Request, params: Params) -> CaptionResponse:
@@ -44,7 +52,8 @@ async def caption(request: Request, params: Params) -> CaptionResponse:
     settings = service.settings
     service.batcher.check()  # refuse before the upload, not after it
     with service.upload_memory.hold() as take:
-        upload = await uploads.read_image(request, settings.max_upload_bytes, settings.body_timeout, take)
+        pace = uploads.Pace(settings.body_timeout, 1000 * settings.body_rate_kb)
+        upload = await uploads.read_image(request, settings.max_upload_bytes, pace, take)
         with service.batcher.admit():
             state = request.state
             work = service.caption([upload.data], params, state.request_id, state.started)
@@ -56,25 +65,31 @@ async def caption(request: Request, params: Params) -> CaptionResponse:
 
 @router.post(
     "/captions",
-    response_model_exclude_none=True,
-    responses=problems(400, 401, 408, 413, 415, 422, 431, 500, 503, 504),
+    response_model=CaptionsResponse,
+    responses=problems(400, 401, 408, 413, 415, 421, 422, 431, 500, 503, 504),
     openapi_extra={"requestBody": {"required": True, "content": _MANY}},
 )
-async def captions(request: Request, params: Params) -> CaptionsResponse:
+async def captions(request: Request, params: Params) -> Response:
     """Caption several pictures: each gets its captions or its own error, in the order they were sent."""
     service: CaptionService = request.app.state.service
     settings = service.settings
     service.batcher.check()
     with service.upload_memory.hold() as take:
-        files = await uploads.read_images(
-            request, settings.max_images, settings.max_batch_bytes, settings.body_timeout, take
-        )
+        pace = uploads.Pace(settings.body_timeout, 1000 * settings.body_rate_kb)
+        files = await uploads.read_images(request, settings.max_images, settings.max_batch_bytes, pace, take)
         with service.batcher.admit(len(files)):
             state = request.state
             work = service.caption([file.data for file in files], params, state.request_id, state.started)
             answers = await unless_gone(request, work)
     results = [_result(file.filename, answer, state.request_id) for file, answer in zip(files, answers, strict=True)]
-    return CaptionsResponse(results=results, request_id=state.request_id)
+    # Reasons for thousands of words are megabytes: a picture at a time, so that others' requests go on in between.
+    parts = [await service.aside(_json, result, large=params.explain) for result in results]
+    rest = CaptionsResponse(results=[], request_id=state.request_id).model_dump_json().encode()
+    return Response(rest.replace(b"[]", b"[" + b",".join(parts) + b"]", 1), media_type="application/json")
+
+
+def _json(result: Result) -> bytes:
+    return result.model_dump_json(exclude_none=True).encode()
 
 
 def _result(filename: str, answer: CaptionResponse | ServiceError, request_id: str) -> Result:

@@ -12,7 +12,7 @@ from app.service import CaptionService
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-@router.get("/live", responses=problems(503))
+@router.get("/live", responses=problems(421, 503))
 async def live(request: Request) -> Health:
     """Whether the process answers and its engine does not hang; if not, restart it."""
     service: CaptionService = request.app.state.service
@@ -22,7 +22,7 @@ async def live(request: Request) -> Health:
     return Health()
 
 
-@router.get("/ready", responses=problems(503))
+@router.get("/ready", responses=problems(421, 503))
 async def ready(request: Request) -> Health:
     """Whether to send requests here: the model is loaded, pictures can be decoded, the service is not stopping."""
     service: CaptionService = request.app.state.service

@@ -15,7 +15,7 @@ from app.service import CaptionService
 router = APIRouter(tags=["about"])
 
 
-@router.get("/model", responses=problems(401))
+@router.get("/model", responses=problems(401, 421))
 async def model(request: Request) -> ModelResponse:
     """The model card's facts, the search defaults and the service's limits."""
     service: CaptionService = request.app.state.service
@@ -36,7 +36,7 @@ async def model(request: Request) -> ModelResponse:
     )
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=problems(401))
+@router.get("/metrics", response_class=PlainTextResponse, responses=problems(401, 421))
 async def metrics(request: Request) -> PlainTextResponse:
     """Prometheus metrics."""
     service: CaptionService = request.app.state.service

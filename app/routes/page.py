@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import fastapi_offline
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 STATIC = Path(__file__).parent.parent / "static"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"  # a package's copy of Swagger UI
+
+
+class Files(StaticFiles):
+    """A folder whose files browsers keep, and ask each time whether they have changed.
+
+    By their content: a new version of the service may come with the old one's file times and sizes.
+    """
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """The file, or 304 for who has it."""
+        headers = {"ETag": _etag(Path(full_path), stat_result.st_mtime_ns), "Cache-Control": "no-cache"}
+        response = FileResponse(full_path, status_code, headers, stat_result=stat_result)
+        del response.headers["last-modified"]
+        if self.is_not_modified(response.headers, Headers(scope=scope)):
+            return Response(status_code=304, headers=headers)
+        return response
+
+
+@lru_cache(256)
+def _etag(path: Path, changed: int) -> str:
+    return f'"{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}"'
 
 
 def install(app: FastAPI) -> None:
@@ -27,7 +54,8 @@ def install(app: FastAPI) -> None:
         swagger_css_url="docs/static/swagger-ui.css",
         swagger_favicon_url="docs/static/favicon.png",
     ).body
-    policy = {"Content-Security-Policy": _docs_policy(bytes(html).decode())}
+    policy = {"Content-Security-Policy": _docs_policy(bytes(html).decode()), "Cache-Control": "no-cache"}
+    files = Files(directory=STATIC, check_dir=False)
 
     @router.get("/docs")
     async def docs() -> Response:
@@ -35,14 +63,14 @@ def install(app: FastAPI) -> None:
         return HTMLResponse(html, headers=policy)
 
     @router.get("/")
-    async def page() -> Response:
+    async def page(request: Request) -> Response:
         """The page, or the documentation where no page is installed."""
         index = STATIC / "index.html"
-        return FileResponse(index) if index.is_file() else RedirectResponse("docs")
+        return files.file_response(index, index.stat(), request.scope) if index.is_file() else RedirectResponse("docs")
 
     app.include_router(router)
-    app.mount("/docs/static", StaticFiles(directory=SWAGGER))
-    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
+    app.mount("/docs/static", Files(directory=SWAGGER))
+    app.mount("/static", files)
 
 
 def _docs_policy(html: str) -> str:

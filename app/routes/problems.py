@@ -17,6 +17,7 @@ MEANING = {
     408: "The headers or the body arrived too slowly.",
     413: "The body, or the picture's number of pixels, is over the limit.",
     415: "Not a picture in a format that is read here.",
+    421: "The request was sent to a name that is not the service's.",
     422: "A bad parameter, or a picture that cannot be decoded.",
     431: "The headers are over the limit.",
     500: "The model failed on this picture, or an unexpected error.",
@@ -63,7 +64,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "http_error")
-    return _response(request, error.status_code, code, str(error.detail), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # app.middleware
+    return _response(request, error.status_code, code, str(error.detail), headers)
 
 
 def _response(request: Request, status: int, code: str, detail: str, headers: dict[str, str]) -> Response:

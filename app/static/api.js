@@ -2,7 +2,10 @@
 
 export const BASE = new URL("../", import.meta.url); // this file is served under static/
 const TRIES = 6;
-let key = sessionStorage.getItem("caption-api-key");
+const KEY = "caption-api-key";
+const sendable = (text) => /^[!-~]+$/.test(text ?? ""); // what a header can carry; fetch throws at the rest
+let key = sessionStorage.getItem(KEY);
+if (!sendable(key)) key = null;
 let asking = null;
 
 // Thrown with a message for people.
@@ -55,11 +58,14 @@ async function problemOf(response) {
 function askForKey() {
   const dialog = document.querySelector("#key-dialog");
   if (!dialog) return Promise.resolve(false);
+  const input = dialog.querySelector("input");
+  input.oninput = () => input.setCustomValidity(!input.value || sendable(input.value.trim()) ? "" : "A key has no spaces, accents or other alphabets.");
   asking ??= new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       asking = null;
-      key = dialog.returnValue === "use" ? dialog.querySelector("input").value.trim() : null;
-      if (key) sessionStorage.setItem("caption-api-key", key);
+      key = dialog.returnValue === "use" ? input.value.trim() : null;
+      if (key) sessionStorage.setItem(KEY, key);
+      else sessionStorage.removeItem(KEY);
       resolve(Boolean(key));
     }, { once: true });
     dialog.returnValue = "";

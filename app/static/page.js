@@ -12,6 +12,7 @@ let chosen = null;
 let running = 0;
 let began = 0;
 let maxBytes = Infinity;
+let facts = null;
 
 // In.
 
@@ -72,6 +73,7 @@ async function run(item) {
     // A single picture is about to be looked at in detail: one request instead of two.
     item.answer = await ask(item, item === chosen ? { explain: true } : {});
     item.state = "done";
+    if (!facts) learn(); // what it would not tell before it had a key
     status.textContent = `${item.name}: ${item.answer.caption}`;
   } catch (error) {
     item.state = "failed";
@@ -268,9 +270,12 @@ function download(kind, which) {
 
 const cell = (value) => (/[",\r\n]/.test(value ?? "") ? `"${value.replaceAll('"', '""')}"` : String(value ?? ""));
 
-find("shoot").hidden = !matchMedia("(pointer: coarse)").matches;
-const facts = await about();
-if (facts) {
+async function learn() {
+  facts = await about();
+  if (!facts) return;
   maxBytes = facts.limits.max_upload_bytes;
   find("model").textContent = `${facts.name} ${facts.version}, on ${facts.device.toUpperCase()}`;
 }
+
+find("shoot").hidden = !matchMedia("(pointer: coarse)").matches;
+await learn();

@@ -216,7 +216,10 @@ def test_a_form_without_the_file(client: TestClient) -> None:
         ("multipart/form-data; boundary=" + "b" * 1000, b"x", 400),
         ("application/x-www-form-urlencoded", b"image=x", 415),
         ("application/json", b"{}", 415),
-        ("text/plain", GREEN, 415),
+        ("text/plain", b"hello", 415),
+        ("", b"hello", 415),
+        ("multipart/related; boundary=b", GREEN, 415),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx', 400),
     ],
 )  # fmt: skip
 def test_bodies_that_are_no_upload(client: TestClient, content_type: str, content: bytes, status: int) -> None:
@@ -228,7 +231,55 @@ def test_hundreds_of_parts_are_refused(client: TestClient) -> None:
     answer = client.post(
         "/caption", content=part * 500 + b"--b--\r\n", headers={"content-type": "multipart/form-data; boundary=b"}
     )
-    assert answer.status_code == 400
+    assert (answer.status_code, answer.json()["detail"]) == (422, "more than 1 files in the form")
+
+
+def test_the_bytes_say_what_a_body_is(client: TestClient) -> None:
+    # What curl sends with --data-binary, with -T (by PUT), and what other clients call a file.
+    for content_type in ("application/x-www-form-urlencoded", "", "text/plain", "binary/octet-stream", "IMAGE/JPG"):
+        headers = {"content-type": content_type} if content_type else {}
+        for method in ("POST", "PUT"):
+            answer = client.request(method, "/caption", content=GREEN, headers=headers)
+            assert answer.status_code == 200, (method, content_type)
+            assert answer.json()["image"]["format"] == "PNG"
+
+
+@pytest.mark.parametrize("name", ["image", "file"])
+def test_the_field_may_be_called_a_file(client: TestClient, name: str) -> None:
+    assert client.post("/caption", files={name: ("x.png", GREEN)}).status_code == 200
+
+
+def test_a_part_without_a_file_name_is_a_file_all_the_same(client: TestClient) -> None:
+    boundary = {"content-type": "multipart/form-data; boundary=b"}
+    large = encode(Image.effect_noise((400, 400), 100).convert("RGB"), "PNG")
+    assert len(large) > 100_000
+    for data, status in ((GREEN, 200), (large, 200), (b"a" * 100_000, 415)):
+        body = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + data + b"\r\n--b--\r\n"
+        assert client.post("/caption", content=body, headers=boundary).status_code == status
+
+
+def test_a_slow_body_that_goes_on_is_waited_for(engine: FakeEngine) -> None:
+    async def send(pieces: int, pause: float, **settings: float) -> int:
+        """The status for a body in so many pieces; the loop's clock goes on by `pause` before each of them."""
+        async with running(create_app(Settings(**settings), engine)) as app:  # type: ignore[arg-type]
+            loop, ahead = asyncio.get_running_loop(), 0.0
+            real, size = loop.time, -(-len(GREEN) // pieces)
+            loop.time = lambda: real() + ahead  # type: ignore[method-assign]
+            left = [GREEN[i : i + size] for i in range(0, len(GREEN), size)]
+
+            async def receive() -> Any:
+                nonlocal ahead
+                if not left:
+                    await asyncio.Event().wait()
+                ahead += pause
+                await asyncio.sleep(0.001)  # past timers get their turn
+                return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+            return (await call(app, "/caption", receive, RAW)).status
+
+    assert asyncio.run(send(10, 15, body_timeout=20, body_rate_kb=0)) == 200  # 150 seconds
+    assert asyncio.run(send(10, 25, body_timeout=20, body_rate_kb=0)) == 408  # silent for too long
+    assert asyncio.run(send(10, 15, body_timeout=20, body_rate_kb=16)) == 408  # under 16 kB a second
 
 
 def test_an_engine_that_fails_is_a_500_that_tells_nothing(client: TestClient) -> None:

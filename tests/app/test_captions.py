@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from app import service
+from app.main import create_app
+from app.routes import caption as routes
 from app.schemas import CaptionsResponse
+from app.settings import Settings
+from tests.app.asgi import body, call, running
 from tests.app.fakes import POISON, FakeEngine
 from tests.app.pictures import bombs, plain
 
@@ -46,6 +54,7 @@ def test_pictures_of_one_request_share_batches(client: TestClient, engine: FakeE
         ([GREEN] * 5, "images", 422),  # more than CAPTION_MAX_IMAGES
         ([GREEN] * 20, "images", 422),
         ([GREEN], "image", 422),
+        ([GREEN], "files", 200),
         ([], "images", 415),
         ([bytes(900_000)] * 3, "images", 413),  # each small enough, together too large
     ],
@@ -55,7 +64,35 @@ def test_what_is_wrong_with_the_whole_request_fails_it_whole(
 ) -> None:
     answer = post(client, *files, field=field)
     assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["content-type"] == f"application/{'json' if status == 200 else 'problem+json'}"
+
+
+def test_reasons_are_written_while_the_event_loop_goes_on(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    boundary = {"content-type": "multipart/form-data; boundary=b"}
+    part = b'--b\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n' + GREEN + b"\r\n"
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+
+        def once_the_loop_has_turned(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def wait(value: Any) -> Any:
+                turned = threading.Event()
+                loop.call_soon_threadsafe(turned.set)
+                assert turned.wait(60), "the loop is held up"
+                waited.append(make.__name__)
+                return make(value)
+
+            return wait
+
+        monkeypatch.setattr(service, "caption_out", once_the_loop_has_turned(service.caption_out))
+        monkeypatch.setattr(routes, "_json", once_the_loop_has_turned(routes._json))
+        async with running(create_app(Settings(), engine)) as app:
+            reply = await call(app, "/captions?explain=true", body(part * 3 + b"--b--\r\n"), boundary)
+        CaptionsResponse.model_validate_json(reply.body)
+
+    asyncio.run(test())
+    assert sorted(waited) == ["_json"] * 3 + ["caption_out"] * 3
 
 
 def test_a_raw_body_is_not_enough(client: TestClient) -> None:

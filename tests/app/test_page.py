@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.main import create_app
 from app.routes import page
+from app.settings import Settings
+from tests.app.fakes import FakeEngine
 
 
 def directives(policy: str) -> dict[str, str]:
@@ -70,3 +74,27 @@ def test_without_a_page_the_documentation_is_shown(
 )
 def test_files_outside_the_folders_are_not_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/docs/static/swagger-ui.css"])
+def test_browsers_ask_whether_a_file_has_changed(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.headers["cache-control"] == "no-cache"
+    assert "last-modified" not in answer.headers
+    again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
+    assert client.get(path, headers={"If-None-Match": '"of-before"'}).status_code == 200
+
+
+def test_a_new_version_has_another_etag_whatever_its_times_and_sizes(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(page, "STATIC", tmp_path)
+    etags = set()
+    for text in ("one", "two"):
+        page._etag.cache_clear()  # as a new process has it
+        (tmp_path / "a.js").write_text(text)
+        os.utime(tmp_path / "a.js", (0, 0))
+        with TestClient(create_app(Settings(), engine)) as client:
+            etags.add(client.get("/static/a.js").headers["etag"])
+    assert len(etags) == 2

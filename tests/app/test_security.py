@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hmac
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ def keyed(engine: FakeEngine) -> Iterator[TestClient]:
         ({"X-API-Key": "first-key"}, True),
         ({"X-API-Key": "second-key"}, True),
         ({"Authorization": "Bearer second-key"}, True),
+        ({"X-API-Key": "wrong", "Authorization": "Bearer second-key"}, True),
+        ({"X-API-Key": "first-key", "Authorization": "Bearer wrong"}, True),
+        ({"X-API-Key": "wrong", "Authorization": "Bearer wrong"}, False),
         ({"authorization": "bearer first-key"}, True),
         ({}, False),
         ({"X-API-Key": ""}, False),
@@ -66,6 +70,22 @@ def test_keys_are_compared_in_constant_time(keyed: TestClient, monkeypatch: pyte
     monkeypatch.setattr(security, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
     keyed.get("/model", headers={"X-API-Key": "first-key"})
     assert compared == [b"first-key", b"second-key"]  # all of them, also after a match
+
+
+def test_a_key_is_checked_in_the_event_loop(keyed: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    def compare(a: bytes, b: bytes) -> bool:
+        threads.add(threading.get_ident())
+        return hmac.compare_digest(a, b)
+
+    @keyed.app.get("/thread")  # type: ignore[attr-defined,untyped-decorator]
+    async def thread() -> int:
+        return threading.get_ident()
+
+    monkeypatch.setattr(security, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
+    keyed.get("/model", headers={"X-API-Key": "first-key"})
+    assert threads == {keyed.get("/thread").json()}
 
 
 def test_keys_are_never_shown(keyed: TestClient) -> None:

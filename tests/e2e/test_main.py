@@ -34,6 +34,30 @@ def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
     assert "nothing" in line
 
 
+def test_with_workers_it_is_one_line_too_and_no_address(tmp_path: Path) -> None:
+    done = run("--port", "0", "--workers", "3", "--model", str(tmp_path / "nothing"))
+    assert done.returncode != 0
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "nothing" in line
+
+
+def test_a_variable_that_is_no_setting_stops_the_start() -> None:
+    done = run(CAPTION_API_KEY="secret", CAPTION_PRT="9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "error: CAPTION_API_KEY is no setting of the service; CAPTION_API_KEYS is",
+        "error: CAPTION_PRT is no setting of the service; CAPTION_PORT is",
+    ]
+
+
+def test_an_empty_host_is_not_every_interface() -> None:
+    done = run("--host", "")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: CAPTION_HOST: ")
+
+
 def test_a_taken_port_is_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

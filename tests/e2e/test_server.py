@@ -17,6 +17,8 @@ import httpx
 import psutil
 import pytest
 
+from app.middleware import SECURITY_HEADERS
+from app.settings import Settings
 from tests.app.pictures import plain
 from tests.e2e.conftest import Server, Start
 
@@ -93,7 +95,9 @@ def test_work_that_outlives_the_grace_time_is_cut_off(start: Start) -> None:
         connection.sendall(request(GREEN))
         until(lambda: "caption_admitted_pictures 1.0" in httpx.get(f"{server.url}/metrics").text)
         server.process.send_signal(signal.SIGTERM)
-        assert b" 200 " not in read_all(connection)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "not_ready"
 
 
 def test_killing_one_of_two_workers(start: Start) -> None:
@@ -169,14 +173,80 @@ def test_headers_without_end_are_refused(start: Start) -> None:
     assert post(server).status_code == 200
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_not_http_is_a_problem_too(start: Start, workers: int) -> None:
-    server = start(workers=workers)
+def talk(server: Server, data: bytes) -> tuple[bytes, dict[str, str], bytes]:
+    """The first line, headers and body of what comes back for `data` until the server closes."""
     with connect(server) as connection:
-        connection.sendall(b"\x16\x03\x01 is this TLS?\r\n\r\n")
-        answer = read_all(connection)
-    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+        head, _, rest = read_all(connection).partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    return first, {k.lower(): v for k, _, v in (line.decode().partition(": ") for line in lines)}, rest
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_refused_below_the_application_is_answered_like_the_rest(start: Start, workers: int) -> None:
+    server = start(workers=workers, header_timeout=1)
+    named = "X-Request-ID: mine\r\n"
+    for data, status, code, name in (
+        (b"\x16\x03\x01 is this TLS?\r\n\r\n", 400, "bad_request", None),
+        (request(b"", "a:1", "CONNECT"), 400, "bad_request", None),
+        (request(b"", extra=f"{named}X: {'a' * 70_000}\r\n"), 431, "headers_too_large", "mine"),  # in one read
+        (request(b"", extra=named)[:-2], 408, "header_timeout", "mine"),
+    ):
+        first, headers, rest = talk(server, data)
+        problem = json.loads(rest)
+        assert first.startswith(b"HTTP/1.1 %d " % status)
+        assert (problem["status"], problem["code"]) == (status, code)
+        assert headers["content-type"] == "application/problem+json"
+        assert headers["x-request-id"] == problem["request_id"]
+        assert {header.lower() for header in SECURITY_HEADERS} <= set(headers)
+        if name:
+            assert problem["request_id"] == name
+        until(lambda id=problem["request_id"]: any(id in line for line in server.lines))  # type: ignore[misc]
+        [line] = [line for line in server.logs() if line["request_id"] == problem["request_id"]]
+        assert (line["status"], line["code"], line["client"]) == (status, code, "127.0.0.1")
+    metrics = httpx.get(f"{server.url}/metrics").text
+    for status, count in ((400, 2), (408, 1), (431, 1)):
+        labels = f'method="other",route="other",status="{status}"'
+        assert f"caption_http_requests_total{{{labels}}} {count}.0" in metrics
+
+
+@pytest.mark.parametrize("extra", ["", "Transfer-Encoding: chunked\r\n"])
+def test_a_wish_to_upgrade_is_ignored_and_the_body_is_the_body(start: Start, extra: str) -> None:
+    server = start()
+    upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    asked = request(GREEN, extra=upgrade + extra)
+    if extra:
+        asked = asked.replace(b"Content-Length: %d\r\n" % len(GREEN), b"")
+        asked = asked.replace(GREEN, b"%x\r\n%b\r\n0\r\n\r\n" % (len(GREEN), GREEN))
+    last = request(b"", "/health/live", "GET", "Connection: close\r\n")
+    with connect(server) as connection:
+        connection.sendall(asked + asked)
+        for byte in asked:  # and in the smallest pieces
+            connection.sendall(bytes([byte]))
+        connection.sendall(last)
+        answer = read_all(connection).decode()
+    caption = post(server).json()["caption"]
+    assert re.findall(r'\{"caption":"([^"]+)"', answer) == [caption] * 3
+    assert answer.count("HTTP/1.1 200 OK") == 4
+    # A body that looks like a request is not one.
+    with connect(server) as connection:
+        connection.sendall(request(last, extra=upgrade.replace("Upgrade, ", "Upgrade, close, ")))
+        answer = read_all(connection).decode()
+    assert answer.count("HTTP/1.1 ") == answer.count("HTTP/1.1 415 ") == 1
+
+
+def test_a_refusal_waits_for_the_answer_before_it(start: Start) -> None:
+    server = start(fake_seconds=0.2)
+    _, _, rest = talk(server, request(GREEN) + b"\x16\x03\x01 is this TLS?\r\n\r\n")
+    assert rest.index(b'{"caption":') < rest.index(b"HTTP/1.1 400 ")
+
+
+def test_trailers_are_bounded(start: Start) -> None:
+    server = start()
+    head = b"POST /caption HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    first, _, _ = talk(server, head + b"X: " + b"a" * 400_000)
+    assert first.startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_slow_body_is_timed_out(start: Start) -> None:
@@ -252,10 +322,62 @@ def test_connections_are_bounded(start: Start) -> None:
     with connect(server) as fourth:
         answer = read_all(fourth)
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"Retry-After" in answer
+    assert b"retry-after" in answer
     for connection in held:
         connection.close()
     until(lambda: _answers(server))
+
+
+def test_an_idle_connection_makes_room_for_a_new_one(start: Start) -> None:
+    server = start(max_connections=2)
+    held = [connect(server) for _ in range(2)]
+    for connection in held:
+        connection.sendall(request(b"", "/health/live", "GET"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.01)  # so that the first has waited longer
+    assert httpx.get(f"{server.url}/health/live", timeout=TIMEOUT).status_code == 200
+    assert read_all(held[0]) == b""
+    held[1].sendall(request(b"", "/health/live", "GET", "Connection: close\r\n"))
+    assert read_all(held[1]).startswith(b"HTTP/1.1 200 ")
+    for connection in held:
+        connection.close()
+
+
+def test_a_connection_is_kept_for_longer_than_proxies_keep_theirs() -> None:
+    assert Settings().keep_alive > 120  # Caddy's two minutes; nginx has 60 seconds, Go and Traefik 90
+
+
+def test_workers_end_when_their_supervisor_is_killed(start: Start) -> None:
+    server = start(workers=2)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert sum("spawn_main" in " ".join(child.cmdline()) for child in children) == 2
+    server.process.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    with pytest.raises(ConnectionRefusedError):
+        connect(server)
+
+
+def test_the_address_is_told_once_every_worker_serves(start: Start) -> None:
+    server = start(workers=2)
+    workers = [c for c in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+    assert len(workers) == 2
+    with ThreadPoolExecutor(8) as pool:  # nobody waits for a worker that is still loading
+        assert [a.status_code for a in pool.map(lambda _: post(server), range(16))] == [200] * 16
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert "caption_model_info" in metrics
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_every_interface_is_those_of_ipv4_too(start: Start) -> None:
+    server = start(host="::", trusted_proxies="127.0.0.1", keep_alive=1)
+    assert server.url.startswith("http://localhost:")
+    for host in ("127.0.0.1", "[::1]"):
+        forwarded = {"X-Forwarded-For": "192.0.2.7"}
+        assert httpx.get(f"http://{host}:{server.port}/health/live", headers=forwarded).status_code == 200
+    assert server.terminate() == 0
+    until(lambda: len(server.lines) == 2)
+    assert [line["client"] for line in server.logs()] == ["192.0.2.7", "::1"]
 
 
 def test_garbage_and_hang_ups_leave_it_well(start: Start) -> None:

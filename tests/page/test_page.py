@@ -206,13 +206,35 @@ def test_a_busy_service_is_asked_again(opened: Opened) -> None:
 
 
 def test_key_is_asked_for_once(browser: Browser) -> None:
-    with serving(FakeEngine(), Settings(drain_delay=0, api_keys="open-sesame")) as url:  # type: ignore[arg-type]
+    settings = Settings(drain_delay=0, max_upload_mb=1, api_keys="open-sesame")  # type: ignore[arg-type]
+    with serving(FakeEngine(), settings) as url:
         page = browser.new_page()
         page.goto(url)
         drop_in(page, upload("red.png", picture("#c22")), upload("blue.png", picture("#22c")))
         page.get_by_label("API key").fill("open-sesame")
         page.get_by_role("button", name="Use it").click()
         expect(page.locator(".card .caption")).to_have_text([RED, BLUE])
+        # What the service told nobody without a key: its model, and the limit on files.
+        expect(page.locator("#model")).to_have_text("fake 1, on CPU")
+        drop_in(page, {"name": "large.png", "mimeType": "image/png", "buffer": bytes(1_100_000)})
+        expect(page.locator(".card .error")).to_have_text("The file has 1.1 MB; the service takes up to 1.0 MB.")
+        page.context.close()
+
+
+def test_a_key_that_no_header_carries_does_not_lock_the_page(browser: Browser) -> None:
+    with serving(FakeEngine(), Settings(drain_delay=0, api_keys="open-sesame")) as url:  # type: ignore[arg-type]
+        page = browser.new_page()
+        page.add_init_script("sessionStorage.setItem('caption-api-key', 'сезам')")
+        page.goto(url)
+        drop_in(page, upload("red.png", picture("#c22")))
+        use = page.get_by_role("button", name="Use it")
+        page.get_by_label("API key").fill("сезам")
+        use.click()
+        assert page.get_by_label("API key").evaluate("input => input.validationMessage").startswith("A key has no")
+        expect(use).to_be_visible()
+        page.get_by_label("API key").fill("open-sesame")
+        use.click()
+        expect(page.locator(".card .caption")).to_have_text([RED])
         page.context.close()
 
 
