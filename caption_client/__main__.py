@@ -3,12 +3,17 @@
 import os
 import sys
 
-from caption_client.cli import INTERRUPTED, main
+INTERRUPTED = 130  # exit status
 
 
 def run() -> None:
     """The command; what threads still wait for when it is interrupted is not waited for."""
-    status = main()
+    try:
+        from caption_client.cli import main
+
+        status = main()
+    except KeyboardInterrupt:  # while the modules load, or once more at the end
+        status = INTERRUPTED
     if status == INTERRUPTED:
         sys.stdout.flush()
         os._exit(status)
