@@ -148,10 +148,18 @@ def _records(file: BinaryIO, quotes: bool) -> Iterator[tuple[bytes, bool]]:
 
 
 def _json_row(record: bytes, first: bool) -> str | None:
-    row = json.loads(record.decode(errors="surrogateescape"))
+    try:
+        row = json.loads(record.decode(errors="surrogateescape"))
+    except RecursionError as error:
+        raise ValueError from error
     if not (isinstance(row, dict) and row.keys() <= KEYS and isinstance(row.get("path"), str)):
         raise ValueError
-    return None if "error" in row else row["path"]
+    if "error" in row:
+        return None
+    if not isinstance(row.get("captions"), list):  # in each of ours, and rarely in another's list of captions
+        raise ValueError
+    name: str = row["path"]
+    return name
 
 
 def _csv_row(record: bytes, first: bool) -> str | None:

@@ -68,9 +68,13 @@ def test_what_goes_wrong_leaves_the_old_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["json", "csv"])
 @pytest.mark.parametrize(
     "content",
-    ["my notes", "my notes\n", "one\ntwo\nthree, with no end", '{"path": "/usr", "prefix": "/"}', "{\n", "[1]\n",
-     '{"path": 3}\n', "path,caption\na,b\n", "path,caption,confidence,error\na,b\n", "\xff\xd8\xff picture",
-     "path,caption,confidence,error\na,b,much,\n"],
+    [
+        "my notes", "my notes\n", "one\ntwo\nthree, with no end", '{"path": "/usr", "prefix": "/"}', "{\n", "[1]\n",
+        '{"path": 3}\n', '{"path": "a.jpg", "caption": "By a person."}\n', "[" * 100_000 + "\n",
+        "path,caption\na,b\n", "path,caption,confidence,error\na,b\n", "path,caption,confidence,error\na,b,much,\n",
+        "\xff\xd8\xff picture",
+    ],
+    ids=lambda content: repr(content[:30]),
 )  # fmt: skip
 def test_a_foreign_file_is_known_and_left_alone(tmp_path: Path, kind: Kind, content: str) -> None:
     path = tmp_path / "notes"
