@@ -10,9 +10,9 @@ import math
 from app.settings import Settings
 from model.runtime.cpu import cpu_quota
 
-# Megabytes (MiB), as measured for the embedded model; docs/deployment.md explains each.
-BASE = 260  # Python, OpenVINO and the weights
-THREAD = 50  # the graphs' copy of each thread of the engine, up to `MOST_THREADS`
+# MiB, measured with the embedded model and rounded up; docs/deployment.md has the table.
+BASE = 200  # Python, OpenVINO and the weights
+THREAD = 100  # the graphs' copy of each thread of the engine, up to `MOST_THREADS`
 MOST_THREADS = 8
 SUPERVISOR = 60  # with several workers
 TMP = 64  # the container's /tmp, which is memory
