@@ -24,7 +24,7 @@ GUIDES = [ROOT / "docs" / f"{name}.md" for name in
           ("quick-start", "api", "deployment", "how-it-works", "how-it-works.zh", "troubleshooting")]  # fmt: skip
 LOCALHOST = "http://localhost:8000"
 NOT_RUN = "# not run here: "
-CAPTION = f'caption() {{ "{sys.executable}" -m app.cli "$@"; }}\n'  # what `pip install .` installs
+CAPTION = f'caption() {{ "{sys.executable}" -m caption_client "$@"; }}\n'  # what `pip install .` installs
 
 
 def blocks(path: Path, language: str) -> list[str]:

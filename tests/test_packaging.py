@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,12 +21,14 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from app.memory import needed_mb
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["caption"]
+GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]["caption"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -97,9 +99,11 @@ def test_serving_brings_no_training_framework() -> None:
 
 
 def test_the_wheel_holds_the_model_the_page_and_the_recipes(tmp_path: Path) -> None:
-    for name in ("app", "model", "training"):
+    for name in ("app", "caption_client", "model", "training"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    (tmp_path / "caption_client" / "build" / "lib").mkdir(parents=True)  # what building the client alone leaves
+    (tmp_path / "caption_client" / "build" / "lib" / "old.py").touch()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-WEIGHTS"):
         shutil.copy(ROOT / name, tmp_path)
     shipped = {
         str(path.relative_to(tmp_path))
@@ -107,34 +111,101 @@ def test_the_wheel_holds_the_model_the_page_and_the_recipes(tmp_path: Path) -> N
         for path in (tmp_path / folder).rglob("*")
         if path.is_file()
     }
-    code = "import setuptools.build_meta as b; b.build_wheel('dist')"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    wheel = build(tmp_path)
+    names = set(wheel.namelist())
     assert shipped
     assert shipped <= names
     assert {"app/__main__.py", "model/runtime/openvino_engine.py", "training/train.py"} <= names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not [name for name in names if name.startswith("tests")]
+    assert {f"{name}/py.typed" for name in ("app", "caption_client", "model", "training")} <= names
+    assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "LICENSE-WEIGHTS"}
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
+        "app", "caption_client", "model", "training",
+    }  # fmt: skip
+    assert not [name for name in names if "build/" in name]
+    [about] = [wheel.read(name).decode() for name in names if name.endswith("METADATA")]
+    assert "License-Expression: Apache-2.0 AND LicenseRef-Flickr8k-Non-Commercial\n" in about
 
 
-def test_compose_serves_on_the_cpu_unless_asked_for_the_gpu() -> None:
-    assert [name for name, service in COMPOSE["services"].items() if "profiles" not in service] == ["cpu"]
-    (device,) = COMPOSE["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"]
+def build(folder: Path) -> zipfile.ZipFile:
+    """The wheel of the project in `folder`."""
+    code = "import setuptools.build_meta as b; b.build_wheel('dist')"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=True, capture_output=True)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+ALONE = """
+import sys
+sys.path[:] = [path for path in sys.path if not path.endswith("-packages")] + [sys.argv[1]]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+class OnlyHttpx:
+    allowed = {"anyio", "caption_client", "certifi", "h11", "httpcore", "httpx", "idna", "sniffio", "typing_extensions"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in sys.stdlib_module_names | self.allowed:
+            raise ModuleNotFoundError(f"no {name}", name=name)
+sys.meta_path.insert(0, OnlyHttpx())
+sys.path += sys.argv[2:]
+from caption_client import CaptionClient, cli
+assert cli.__file__.startswith(sys.argv[1])
+assert cli.main(["a.jpg", "--server", "http://127.0.0.1:9"]) == cli.USAGE
+assert cli.main(["a.jpg"]) == cli.USAGE
+"""
+
+
+def test_the_client_installs_and_runs_with_httpx_alone(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "caption_client", tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__", "build"))
+    wheel = build(tmp_path / "source")
+    wheel.extractall(tmp_path / "site")
+    (tmp_path / "a.jpg").touch()
+    [about] = (tmp_path / "site").glob("*.dist-info/METADATA")
+    lines = about.read_text().splitlines()
+    assert [line for line in lines if line.startswith("Requires-Dist")] == ["Requires-Dist: httpx>=0.28"]
+    assert f"Version: {PROJECT['version']}" in lines
+    assert {"caption_client/py.typed", "caption_client/cli.py"} <= set(wheel.namelist())
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+    packages = sysconfig.get_path("purelib")
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path / "site"), packages],
+        cwd=tmp_path, env={**os.environ, "NO_PROXY": "*"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no answer" in done.stderr
+    assert "needs the model" in done.stderr
+
+
+def test_compose_serves_on_the_cpu_unless_the_gpu_file_is_named() -> None:
+    assert "deploy" not in COMPOSE
+    (device,) = GPU["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
     assert "gpu" in device["capabilities"]
+    assert "profiles" not in COMPOSE | GPU  # with which `docker compose stop` would forget it
+    assert "docker-compose.yml:docker-compose.gpu.yml" in (ROOT / ".env.example").read_text()
 
 
-@pytest.mark.parametrize("service", COMPOSE["services"].values(), ids=list(COMPOSE["services"]))
-def test_a_container_can_do_little_and_ends_cleanly(service: dict[str, Any]) -> None:
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in service["security_opt"]
-    assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
-    assert service["healthcheck"]["interval"]
-    assert all("127.0.0.1" in port for port in service["ports"])  # reachable from this machine only
+def test_a_container_can_do_little_and_ends_cleanly() -> None:
+    assert COMPOSE["read_only"] is True
+    assert COMPOSE["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in COMPOSE["security_opt"]
+    assert {"cpu_quota", "mem_limit", "memswap_limit", "pids_limit"} <= COMPOSE.keys() & GPU.keys()
+    assert "cpus" not in COMPOSE | GPU  # which refuses more than the host has
+    assert COMPOSE["healthcheck"]["interval"]
+    assert all("127.0.0.1" in port for port in COMPOSE["ports"])  # reachable from this machine only
     settings = Settings()
-    assert float(service["stop_grace_period"].removesuffix("s")) > settings.drain_delay + settings.grace
+    assert float(COMPOSE["stop_grace_period"].removesuffix("s")) > settings.drain_delay + settings.grace
+
+
+def test_the_memory_limit_is_what_the_default_settings_need() -> None:
+    cpus = int(re.fullmatch(r"\$\{CPUS:-(\d+)\}0{5}", COMPOSE["cpu_quota"])[1])  # type: ignore[index]
+    limit = f"${{MEMORY:-{needed_mb(Settings(), cpus)}m}}"
+    assert (COMPOSE["mem_limit"], COMPOSE["memswap_limit"]) == (limit, limit)
+
+
+def test_more_of_anything_needs_more_memory() -> None:
+    needed = needed_mb(Settings(), 2)
+    for name, value in (("workers", 2), ("threads", 4), ("decode_threads", 4), ("upload_memory_mb", 512),
+                        ("decode_memory_mb", 2048)):  # fmt: skip
+        assert needed_mb(Settings(**{name: value}), 2) > needed, name  # type: ignore[arg-type]
+    assert needed_mb(Settings(), 64) == needed_mb(Settings(), 8)  # threads beyond that hold no copy
 
 
 def test_containers_set_only_settings_that_exist() -> None:
@@ -142,17 +213,43 @@ def test_containers_set_only_settings_that_exist() -> None:
     used = set(re.findall(r"^\s+(CAPTION_\w+)=", DOCKERFILE, re.M)) | set(
         re.findall(r"^ENV (CAPTION_\w+)", DOCKERFILE, re.M)
     )
-    for service in COMPOSE["services"].values():
-        used |= set(service["environment"])
+    used |= {name.partition("=")[0] for name in COMPOSE["environment"]}
+    used |= set(re.findall(r"^#(CAPTION_\w+)=", (ROOT / ".env.example").read_text(), re.M))
     assert used
     assert used <= known
 
 
+def test_every_setting_of_an_env_file_reaches_the_service_and_git_ignores_it() -> None:
+    assert COMPOSE["env_file"] == [{"path": ".env", "required": False}]
+    assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()
+    # What the file holds for Compose alone is no CAPTION_ variable, which the service would not know.
+    compose = (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.gpu.yml").read_text()
+    assert set(re.findall(r"\$\{(\w+)", compose)) == {"PUBLISH", "CPUS", "MEMORY"}
+
+
+@pytest.mark.parametrize("group", [None, "serve", "gpu"])
+def test_images_install_the_requirements_of_the_project(group: str | None) -> None:
+    command = [sys.executable, "scripts/requirements.py", *([group] if group else [])]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    wanted = requirements(None) + (requirements(group) if group else [])
+    assert {str(Requirement(line)) for line in printed} == {str(requirement) for requirement in wanted}
+
+
+@pytest.mark.parametrize("name", ["fastapi-offline", "starlette", "uvicorn"])
+def test_what_we_use_private_parts_of_is_capped(name: str) -> None:
+    [requirement] = [r for r in requirements(None) if r.name == name]
+    assert any(specifier.operator == "<" for specifier in requirement.specifier)
+
+
 def test_images_are_built_for_every_compose_target_and_run_without_root() -> None:
     stages = dict(re.findall(r"^FROM .* AS (\S+)\n((?:(?!^FROM ).*\n?)*)", DOCKERFILE, re.M))
-    assert {service["build"]["target"] for service in COMPOSE["services"].values()} <= set(stages)
+    assert {service["build"]["target"] for service in (COMPOSE, GPU)} <= set(stages)
     assert list(stages)[-1] == "cpu"  # what a plain `docker build .` makes
-    assert re.search(r"^USER [1-9]\d*$", stages["runtime"], re.M)  # a number: Kubernetes checks it
+    assert re.search(r"^USER 10001:10001$", stages["runtime"], re.M)  # numbers: Kubernetes checks them
+    assert "groupadd --system --gid 10001" in stages["runtime"]
+    assert f'image.version="{PROJECT["version"]}"' in stages["runtime"]
+    assert f'image.licenses="{PROJECT["license"]}"' in stages["runtime"]
+    assert not re.search(r"^# *syntax=", DOCKERFILE, re.M)  # which would ask a registry
     assert "HEALTHCHECK" in stages["runtime"]
     assert "USER" not in stages["cpu"] + stages["gpu"]
 
@@ -161,6 +258,7 @@ def test_the_build_context_holds_what_the_dockerfile_copies_and_nothing_of_git()
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
     let_in = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
+    assert "README.md" not in let_in  # a word in it must not install the packages again
     copied = {
         word
         for line in re.findall(r"^COPY (?!.*--from)(.*)$", DOCKERFILE, re.M)
@@ -172,7 +270,7 @@ def test_the_build_context_holds_what_the_dockerfile_copies_and_nothing_of_git()
     assert not any(fnmatch(".git", name) for name in let_in)
 
 
-@pytest.mark.parametrize("script", ["serve", "test", "train", "lint", "bench", "venv"])
+@pytest.mark.parametrize("script", ["serve", "test", "train", "lint", "bench", "venv", "build-images", "audit"])
 def test_scripts_can_be_run(script: str) -> None:
     assert os.access(ROOT / "scripts" / script, os.X_OK)
 

@@ -4,8 +4,10 @@ import csv
 import io
 import itertools
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from app import alt_text, cli
-from app.client import CaptionClient, CaptionError
-from app.schemas import CaptionParams, CaptionResponse
+import caption_client
+from app import local
+from app.schemas import CaptionParams
+from caption_client import answers, cli, client, files
+from caption_client.alt_text import AltText, Place, sidecar
+from caption_client.answers import Answer, Result
+from caption_client.client import CaptionClient, CaptionError
 from model.errors import CheckpointError
 from tests.app.fakes import POISON, FakeEngine, FakeRegions
 from tests.app.pictures import plain
-from tests.app.test_client import ANSWER
+from tests.caption_client.test_client import ANSWER
 
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 20)]
 
@@ -27,7 +33,7 @@ COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 20)]
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
-    monkeypatch.setattr(cli, "load_engine", lambda *_: engine)
+    monkeypatch.setattr(local, "load_engine", lambda *_: engine)
     return engine
 
 
@@ -44,6 +50,10 @@ def folder(tmp_path: Path) -> Path:
     for other in ("notes.txt", ".d.png", ".hidden/e.png"):
         (folder / other).write_bytes(b"no picture")
     return folder
+
+
+def read(name: str) -> bytes:
+    return Path(name).read_bytes()
 
 
 def said(colour: tuple[int, int, int], rank: int = 0) -> str:
@@ -77,12 +87,22 @@ def test_folder_goes_deep_and_says_what_failed(folder: Path, capsys: pytest.Capt
 
 
 def test_find(folder: Path) -> None:
-    assert list(cli.find([f"{folder}/*.png", f"{folder}/**/*.webp", "-", "no/such.jpg", f"{folder}/none*"])) == [
+    assert list(files.find([f"{folder}/*.png", f"{folder}/**/*.webp", "-", "no/such.jpg", f"{folder}/none*"])) == [
         f"{folder}/a.png", f"{folder}/broken.png", f"{folder}/deep/c.webp", "-", "no/such.jpg",
     ]  # fmt: skip
     odd = folder / "[odd].png"
     odd.write_bytes(b"")
-    assert list(cli.find([str(odd)])) == [str(odd)]  # a file's own name is no glob
+    assert list(files.find([str(odd)])) == [str(odd)]  # a file's own name is no glob
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_folder_that_is_not_looked_into_is_a_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "link").symlink_to(folder / "deep")
+    (folder / "broken.png").unlink()
+    assert cli.main([str(folder)]) == cli.FAILED
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert f"{folder}/link: a link to a folder" in err
 
 
 @pytest.mark.usefixtures("engine")
@@ -133,29 +153,80 @@ def test_goes_on_after_a_stop(folder: Path, engine: FakeEngine, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("engine")
-def test_another_programs_file_is_not_added_to(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("more", [["--json", "-o"], ["--csv", "-o"], ["--csv", "--skip-existing", "-o"], ["--explain"]])
+def test_another_programs_file_is_not_changed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    (folder / "broken.png").unlink()
+    out = tmp_path / "out"
+    out.write_text("my notes, without an end")
+    assert cli.main([str(folder), *more, str(out)]) == cli.USAGE
+    assert "was not written by caption --" in capsys.readouterr().err
+    assert out.read_text() == "my notes, without an end"
+    assert cli.main([str(folder), *more, str(out), "--force"]) == cli.OK
+    assert cli.main([str(folder), *more, str(out)]) == cli.OK  # it is ours now
+    assert "my notes" not in out.read_text()
+    assert sorted(os.listdir(tmp_path)) == ["out", "pictures"]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_run_that_cannot_start_leaves_the_old_results(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    out.write_text("{'mine': 1}\n")
-    assert cli.main([str(folder), "--json", "-o", str(out), "--skip-existing"]) == cli.USAGE
-    assert "was not written by caption --json" in capsys.readouterr().err
-    assert out.read_text() == "{'mine': 1}\n"
+    (folder / "broken.png").unlink()
+    assert cli.main([str(folder), "--csv", "-o", str(out)]) == cli.OK
+    before = out.read_bytes()
+
+    def broken(*_: object) -> FakeEngine:
+        raise CheckpointError("no checkpoint")
+
+    monkeypatch.setattr(local, "load_engine", broken)
+    assert cli.main([str(folder), "--csv", "-o", str(out)]) == cli.USAGE
+    assert out.read_bytes() == before
 
 
-@pytest.mark.parametrize("place", ["sidecar", "xmp"])
-def test_write_alt_only_when_asked(folder: Path, engine: FakeEngine, place: alt_text.Place) -> None:
+@pytest.mark.usefixtures("engine")
+def test_no_cell_of_csv_is_a_formula(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("=cmd.png").write_bytes(plain(COLOURS[0]))
+    out = tmp_path / "out.csv"
+    assert cli.main(["=cmd.png", "a.png", "--csv", "-o", str(out)]) == cli.OK
+    rows = list(csv.reader(out.read_text().splitlines()))
+    assert [row[0] for row in rows] == ["path", "'=cmd.png", "a.png"]
+    before = out.read_bytes()
+    assert cli.main(["=cmd.png", "a.png", "--csv", "-o", str(out), "--skip-existing"]) == cli.OK
+    assert out.read_bytes() == before  # the name is known again
+
+
+@pytest.mark.parametrize("place", ["sidecar", "txt", "xmp"])
+def test_write_alt_only_when_asked(
+    folder: Path, engine: FakeEngine, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = folder / "b.JPG"
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert cli.main([str(path)]) == cli.OK
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    assert cli.main([str(path), "--write-alt", place]) == cli.OK
-    assert alt_text.read(path, place) == said(COLOURS[1])
-    engine.batches.clear()
-    alt_text.write(path, "by hand", place)
-    assert cli.main([str(path), "--write-alt", place, "--skip-existing"]) == cli.OK
-    assert alt_text.read(path, place) == "by hand"
-    assert engine.batches == []
+    with AltText(place) as texts:
+        assert cli.main([str(path), "--write-alt", place]) == cli.OK
+        assert texts.read(path) == said(COLOURS[1])
+        if place == "xmp":
+            subprocess.run(["exiftool", "-q", "-overwrite_original", "-XMP-dc:Description=by hand", path], check=True)
+            subprocess.run(
+                ["exiftool", "-q", "-overwrite_original", "-XMP-iptcCore:AltTextAccessibility=by hand",
+                 "-XMP-photoshop:CaptionWriter=", path], check=True,
+            )  # fmt: skip
+        else:
+            sidecar(path, place).write_text("by hand")
+        engine.batches.clear()
+        assert cli.main([str(path), "--write-alt", place, "--skip-existing"]) == cli.OK
+        assert engine.batches == []
+        capsys.readouterr()
+        assert cli.main([str(path), "--write-alt", place]) == cli.OK
+        assert "1 of 1 pictures kept another text; --force replaces it" in capsys.readouterr().err
+        assert texts.read(path) == "by hand"
+        assert cli.main([str(path), "--write-alt", place, "--force"]) == cli.OK
+        assert texts.read(path) == said(COLOURS[1])
 
 
 @pytest.mark.usefixtures("engine")
@@ -186,11 +257,11 @@ def test_many_pictures_are_read_only_a_little_ahead(engine: FakeEngine, tmp_path
             taken += 1
             yield str(path)
 
-    outcomes = cli.in_process(names(), engine, CaptionParams(), 10**6)
+    outcomes = local.outcomes(names(), read, engine, CaptionParams(), 10**6)
     for done, _ in enumerate(itertools.islice(outcomes, 500), 1):
-        assert taken - done < 4 * cli.BATCH
+        assert taken - done < 4 * local.BATCH
     outcomes.close()  # type: ignore[attr-defined]
-    assert set(engine.batches) == {cli.BATCH}
+    assert set(engine.batches) == {local.BATCH}
     assert taken < 600
 
 
@@ -214,7 +285,7 @@ def test_options_reach_the_engine(
             seen.append(search)
             return super().caption(pixels, search, explain)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "load_engine", lambda *given: seen.append(given) or Engine())
+    monkeypatch.setattr(local, "load_engine", lambda *given: seen.append(given) or Engine())
     options = ["--strategy", "sample", "--temperature", "0.7", "--top-p", "0.9", "--seed", "3", "--max-length", "9"]
     assert cli.main([str(folder / "a.png"), *options, "--threads", "2", "--device", "cpu", "--model", "m"]) == cli.OK
     loaded, search = seen
@@ -227,28 +298,104 @@ def test_options_reach_the_engine(
 class FakeServer(CaptionClient):
     """A client that answers by itself."""
 
-    asked: list[dict[str, object]]
+    asked: list[tuple[int, dict[str, object]]]
+    fails: CaptionError | None = None
 
     def model(self) -> dict[str, object]:
-        return {}
+        return {"limits": {"max_images": 2}}
 
-    def caption(self, picture: object, **params: object) -> CaptionResponse:
-        assert isinstance(picture, bytes)
-        self.asked.append(params)
-        if len(picture) == 40:
-            raise CaptionError("cut off", 422, "broken_image")
-        return CaptionResponse.model_validate(ANSWER)
+    def captions(self, pictures: Iterable[object], **params: object) -> list[Result]:
+        pictures = list(pictures)
+        self.asked.append((len(pictures), params))
+        if self.fails and len(self.asked) > 1:
+            raise self.fails
+        problem = answers.Problem("about:blank", "", 422, "cut off", "broken_image", "r")
+        good = answers.read(Answer, ANSWER)
+        return [Result("", error=problem) if len(p) == 40 else Result("", good) for p in pictures]  # type: ignore[arg-type]
 
 
-def test_server(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    FakeServer.asked = []
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
+    FakeServer.asked, FakeServer.fails = [], None
     monkeypatch.setattr(cli, "CaptionClient", FakeServer)
-    monkeypatch.setattr(cli, "load_engine", lambda *_: pytest.fail("no model is needed"))
-    assert cli.main([str(folder), "--server", "http://there", "-n", "1"]) == cli.FAILED
+    monkeypatch.setattr(cli, "REQUESTS", 1)  # in a known order
+    monkeypatch.setattr(local, "load_engine", lambda *_: pytest.fail("no model is needed"))
+    return FakeServer
+
+
+def test_server(folder: Path, server: type[FakeServer], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(folder), f"{folder}/gone.png", "--server", "http://there", "-n", "1"]) == cli.FAILED
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"{folder}/{name}: Red." for name in ("a.png", "b.JPG", "deep/c.webp")]
     assert f"{folder}/broken.png: cut off" in err
-    assert FakeServer.asked == [{"num_captions": 1}] * 4  # what was not given is the server's to choose
+    assert f"{folder}/gone.png: No such file or directory" in err
+    # In requests of at most what the server takes; what was not given is the server's to choose.
+    assert server.asked == [(2, {"num_captions": 1}), (2, {"num_captions": 1}), (0, {"num_captions": 1})]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (CaptionError("no answer: refused"), "stopped: no answer: refused"),
+        (CaptionError("wrong key", 401, "unauthorized"), "stopped: wrong key"),
+        (CaptionError("late", 504, "deadline_exceeded"), "c.webp: late"),
+    ],
+    ids=["gone", "key", "late"],
+)
+def test_what_would_fail_every_picture_stops_the_run(
+    folder: Path, server: type[FakeServer], capsys: pytest.CaptureFixture[str], error: CaptionError, says: str
+) -> None:
+    server.fails = error
+    assert cli.main([str(folder), "--server", "http://there"]) == cli.FAILED
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://127.0.0.1:9", "no answer"),
+        ("localhost:9", "no address of a service"),
+        ("http://[::1", "no address"),
+    ],
+)  # fmt: skip
+def test_a_wrong_server_is_one_line_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, says: str
+) -> None:
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert cli.main([str(folder), "--server", url]) == cli.USAGE
+    [line] = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_a_bad_variable_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CAPTION_MAX_PIXELS", "many")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(folder)])
+    assert stopped.value.code == cli.USAGE
+    assert "--max-pixels: invalid" in capsys.readouterr().err
+
+
+def test_an_interruption_at_the_start_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "load_engine", interrupt)
+    assert cli.main([str(folder)]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "caption: interrupted\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == cli.OK
+    assert capsys.readouterr().out == f"caption {caption_client.__version__}\n"
 
 
 def test_what_cannot_start_is_one_line(
@@ -257,17 +404,12 @@ def test_what_cannot_start_is_one_line(
     def broken(*_: object) -> FakeEngine:
         raise CheckpointError("no checkpoint in m")
 
-    monkeypatch.setattr(cli, "load_engine", broken)
+    monkeypatch.setattr(local, "load_engine", broken)
     assert cli.main([str(folder)]) == cli.USAGE
     assert capsys.readouterr().err == "caption: no checkpoint in m\n"
     (tmp_path / "empty").mkdir()
     assert cli.main([str(tmp_path / "empty")]) == cli.USAGE
     assert "no pictures found" in capsys.readouterr().err
-    monkeypatch.setattr(
-        cli.CaptionClient, "_send", lambda *_: (_ for _ in ()).throw(CaptionError("no answer: refused"))
-    )
-    assert cli.main([str(folder), "--server", "http://127.0.0.1:9"]) == cli.USAGE
-    assert capsys.readouterr().err == "caption: no answer: refused\n"
 
 
 @pytest.mark.parametrize(
@@ -327,6 +469,6 @@ def test_an_oriented_picture_keeps_its_size_in_the_answer(engine: FakeEngine, tm
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (30, 20)).save(path, exif=exif)
-    [outcome] = cli.in_process([str(path)], engine, CaptionParams(), 10**6)
+    [outcome] = local.outcomes([str(path)], read, engine, CaptionParams(), 10**6)
     assert outcome.image is not None
     assert (outcome.image.width, outcome.image.height) == (20, 30)

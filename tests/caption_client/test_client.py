@@ -10,10 +10,11 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from app import client as client_module
-from app.client import AsyncCaptionClient, CaptionClient, CaptionError, retry_after
 from app.main import create_app
 from app.settings import Settings
+from caption_client import client as client_module
+from caption_client.answers import Result
+from caption_client.client import AsyncCaptionClient, CaptionClient, CaptionError, retry_after
 from tests.app.fakes import FakeEngine
 from tests.app.pictures import plain
 
@@ -119,8 +120,28 @@ def test_gives_up_in_the_end(kind: str, waits: list[float]) -> None:
             "the server answered 404 Not Found",
         ),
         (lambda: httpx.ReadTimeout("slow"), 0, "unreachable", "no answer: slow"),
+        (lambda: httpx.ConnectError("refused"), 0, "unreachable", "no answer: refused"),
+        (lambda: httpx.DecodingError("no gzip"), 0, "unreachable", "no answer: no gzip"),
+        (
+            lambda: httpx.Response(200, text="<html>Welcome"),
+            200,
+            "not_the_service",
+            "what is at this address is not the captioning service",
+        ),
+        (
+            lambda: httpx.Response(200, json={"caption": 3}),
+            200,
+            "not_the_service",
+            "what is at this address is not the captioning service",
+        ),
+        (
+            lambda: httpx.Response(301, headers={"Location": "https://there/"}),
+            301,
+            "not_the_service",
+            "the server answered 301 Moved Permanently; the service may be at https://there/",
+        ),
     ],
-    ids=["problem", "proxy", "other-json", "timeout"],
+    ids=["problem", "proxy", "other-json", "timeout", "wrong-port", "garbled", "page", "other-answer", "moved"],
 )
 def test_does_not_repeat_what_cannot_get_better(
     kind: str, waits: list[float], answer: Callable[[], httpx.Response | Exception], status: int, code: str, detail: str
@@ -144,6 +165,82 @@ def test_retry_after(value: str, seconds: float | None) -> None:
 def test_no_tries_is_no_number_of_tries() -> None:
     with pytest.raises(ValueError, match="tries"):
         CaptionClient(tries=0)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "", "http://", "ftp://there", "http://[::1", "http://a:b/"])
+def test_what_is_no_address_is_said_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="no address"):
+        CaptionClient(url)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
+def test_a_key_that_no_header_can_carry_is_said_at_once(key: str) -> None:
+    with pytest.raises(ValueError, match="API key"):
+        CaptionClient(api_key=key)
+
+
+def counting(most_bytes: int, requests: list[int]) -> Callable[[httpx.Request], httpx.Response]:
+    """A service that takes 16 pictures at once, behind a proxy that takes `most_bytes`."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(
+                200, json={"name": "fake", "version": "1", "limits": {"max_images": 16, "max_batch_bytes": 5000}}
+            )
+        body = request.read()
+        if len(body) > most_bytes:
+            return httpx.Response(413, text="<html>Request Entity Too Large")
+        count = body.count(b'name="images"')
+        requests.append(count)
+        return httpx.Response(
+            200, json={"results": [{"filename": "", "result": ANSWER}] * count, "request_id": "r", "newer": 1}
+        )
+
+    return handle
+
+
+def captions(kind: str, handle: Callable[[httpx.Request], httpx.Response], pictures: list[bytes]) -> list[Result]:
+    transport = httpx.MockTransport(handle)
+    if kind == "sync":
+        with CaptionClient(transport=transport) as client:
+            return client.captions(pictures)
+
+    async def run() -> list[Result]:
+        async with AsyncCaptionClient(transport=transport) as client:
+            return await client.captions(pictures)
+
+    return asyncio.run(run())
+
+
+@both
+def test_no_pictures_are_no_request(kind: str) -> None:
+    assert captions(kind, lambda request: pytest.fail("asked"), []) == []
+
+
+@both
+def test_many_pictures_are_several_requests(kind: str) -> None:
+    requests: list[int] = []
+    results = captions(kind, counting(10**6, requests), [b"x"] * 40)
+    assert requests == [16, 16, 8]
+    assert [result.filename for result in results] == [str(n) for n in range(40)]
+    requests.clear()
+    captions(kind, counting(10**6, requests), [b"x" * 2000] * 5)  # the service's limit of bytes
+    assert requests == [2, 2, 1]
+
+
+@both
+def test_what_a_proxy_finds_too_large_is_sent_in_smaller_parts(kind: str) -> None:
+    requests: list[int] = []
+    results = captions(kind, counting(1500, requests), [b"x"] * 10 + [b"x" * 2000])
+    assert sum(requests) == 10
+    assert [result.error and result.error.status for result in results] == [None] * 10 + [413]
+
+
+@both
+def test_an_answer_for_another_number_of_pictures_is_none(kind: str) -> None:
+    answer = httpx.Response(200, json={"results": [], "request_id": "r"})
+    with pytest.raises(CaptionError, match="0 answers for 1 pictures"):
+        captions(kind, lambda request: answer, [b"x"])
 
 
 def test_against_the_service_itself(tmp_path: Path) -> None:

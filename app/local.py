@@ -1,0 +1,119 @@
+"""Captions for the command line, with the model in this process: no server, and nothing sent anywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from app import images
+from app.errors import ServiceError
+from app.explain_html import SIDE, ExplanationFile
+from app.schemas import CaptionOut, CaptionParams, caption_out
+from app.settings import DEFAULT_MODEL
+from caption_client import answers
+from caption_client.answers import Caption, Image
+from caption_client.cli import Outcome, ahead
+from model.config import SearchConfig
+from model.runtime.engine import CaptionEngine, load_engine
+
+BATCH = 16  # pictures the engine takes at once
+DECODERS = 2  # threads
+
+Read = Callable[[str], bytes]
+Decoded = tuple[str, NDArray[np.uint8] | None, Image | None, str | None]
+
+
+def params(given: dict[str, Any]) -> CaptionParams:
+    """What was `given` on the command line; raises `ValueError` with the options that are wrong."""
+    try:
+        return CaptionParams(**given)
+    except ValidationError as error:
+        wrong = (f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors())
+        raise ValueError("; ".join(wrong)) from error
+
+
+def engine(model: Path | None, device: str, name: str, threads: int) -> CaptionEngine:
+    """The engine the options describe; raises `CaptionModelError`."""
+    return load_engine(model or DEFAULT_MODEL, device, name, threads)  # type: ignore[arg-type]  # argparse has checked
+
+
+def outcomes(
+    names: Iterable[str], read: Read, engine: CaptionEngine, params: CaptionParams, max_pixels: int
+) -> Iterator[Outcome]:
+    """Caption `names` with `engine`: pictures are decoded in threads while the engine works on a batch."""
+    search = params.search(engine.config.search)
+    size = engine.config.preprocess.size
+    images.limit_pixels(max_pixels)
+
+    def decode(name: str) -> Decoded:
+        try:
+            picture = images.read(read(name), max_pixels, size)  # without limits: the user can stop this process
+        except (ServiceError, OSError) as error:
+            return name, None, None, message(error)
+        about = Image(picture.width, picture.height, picture.format)
+        return name, engine.preprocess(picture.image), about, None
+
+    pool = ThreadPoolExecutor(DECODERS)
+    try:
+        decoded = ahead(pool, decode, names, 2 * BATCH)
+        while batch := list(islice(decoded, BATCH)):
+            good = [pixels for _, pixels, _, _ in batch if pixels is not None]
+            captions = iter(_captions(engine, good, search, params.explain))
+            for name, pixels, image, error in batch:
+                if pixels is None:
+                    yield Outcome(name, [], error=error)
+                    continue
+                made = next(captions)
+                yield Outcome(name, made, image, error=None if made else "the model failed on this picture")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _captions(
+    engine: CaptionEngine, pixels: list[NDArray[np.uint8]], search: SearchConfig, explain: bool
+) -> list[list[Caption]]:
+    """Captions for each picture; none for one that the engine fails on, which must not fail its neighbours."""
+    if not pixels:
+        return []
+    try:
+        found = engine.caption(np.stack(pixels), search, explain)
+    except Exception as error:
+        if len(pixels) == 1:
+            print(f"caption: the model failed: {error!r}", file=sys.stderr)
+            return [[]]
+        return [_captions(engine, [one], search, explain)[0] for one in pixels]
+    return [[answers.read(Caption, caption_out(caption).model_dump()) for caption in captions] for captions in found]
+
+
+class Explanations:
+    """The page of `--explain`, with the pictures in it."""
+
+    def __init__(self, path: Path, read: Read, max_pixels: int) -> None:
+        self._file, self._read, self._max_pixels = ExplanationFile(path), read, max_pixels
+
+    def add(self, outcome: Outcome) -> None:
+        """Add a picture that has captions; raises `OSError`, which also says what cannot be decoded."""
+        assert outcome.image is not None
+        try:
+            picture = images.read(self._read(outcome.name), self._max_pixels, SIDE // 2)
+        except ServiceError as error:
+            raise OSError(error.detail) from error
+        caption = CaptionOut.model_validate(answers.plain(outcome.captions[0]))
+        self._file.add(outcome.name, picture.image, (outcome.image.width, outcome.image.height), caption)
+
+    def close(self) -> None:
+        """Write the end."""
+        self._file.close()
+
+
+def message(error: Exception) -> str:
+    """What to tell the user of it, without the file name that stands beside it anyway."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
