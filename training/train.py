@@ -75,9 +75,7 @@ def train(
         raise ConfigError(f"train_stages is {recipe.train_stages}, the encoder has {len(captioner.encoder.stages)}")
 
     def cached(split: str, views: int) -> features.Features:
-        pictures = data.split(split)
-        if not pictures:
-            raise DataError(f"no {split} pictures in the data; hold some out with PATH:{split}=N")
+        pictures = data.required(split)
         return features.cached(captioner, frozen, pictures, views, recipe.augment, cache, device, config.precision)
 
     train_set, val_set = cached("train", recipe.views), cached("val", 1)

@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-
-class DataError(ValueError):
-    """A data set cannot be read; the message says where and what to do."""
+from training.data import parquet
+from training.data.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture with its captions. The bytes stay where they are: in a file, or inside an uncompressed tar."""
+    """A picture with its captions. The bytes stay where they are: in a file, an uncompressed tar or a Parquet file."""
 
     name: str  # as the captions name it; unique in its set
     captions: tuple[str, ...]  # as people wrote them, white space tidied
     split: str  # train, val or test
     source: str  # the set's name
-    path: Path  # the picture's file, or the tar it lies in
-    offset: int = 0  # bytes into `path`
+    path: Path  # the picture's file, or the tar or Parquet file it lies in
+    offset: int = 0  # bytes into `path`; in a Parquet file the row
     size: int = 0  # bytes
 
-    def read_bytes(self) -> bytes:
-        """The encoded picture. Opens the file anew each time, so any thread or forked worker may call it."""
+    def read_bytes(self, last: int | None = None) -> bytes:
+        """The encoded picture, or its `last` bytes. Opens the file anew, so any thread or forked worker may call it."""
+        start = 0 if last is None else max(self.size - last, 0)
+        if self.path.suffix == ".parquet":
+            return parquet.picture_in(self.path, self.offset)[start:]
         fd = os.open(self.path, os.O_RDONLY)
         try:
-            return os.pread(fd, self.size, self.offset)
+            return os.pread(fd, self.size - start, self.offset + start)
         finally:
             os.close(fd)
 
     def open(self) -> Image.Image:
         """The decoded picture: RGB, upright, transparency over white. Raises `DataError` where it is broken."""
         try:
-            with Image.open(io.BytesIO(self.read_bytes())) as image:
+            content = self.read_bytes()
+            if content[4:8] == b"ftyp":  # HEIC, or AVIF, which Pillow reads by itself
+                reads_heic()
+            with Image.open(io.BytesIO(content)) as image:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 if upright.has_transparency_data:
@@ -49,17 +58,41 @@ class Picture:
             raise DataError(f"{self.path}: the picture {self.name} cannot be decoded: {error}") from error
 
 
+@lru_cache(1)
+def reads_heic() -> bool:
+    """Whether HEIC can be decoded here; from then on Pillow does it, by pi-heif or by pillow-heif."""
+    for name in ("pi_heif", "pillow_heif"):
+        if find_spec(name):
+            import_module(name).register_heif_opener()
+            return True
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class CaptionData:
     """The pictures of one or more sets, and how many were left out and why.
 
-    skipped: reason -> count of "no captions", "no picture", "broken picture" and "no split" (the set
-        has a list of splits, and the picture is not on it).
+    skipped: reason -> count of "no captions", "no picture", "broken picture", "no split" (the set has a list of
+        splits, and the picture is not on it), "HEIC, which cannot be read here" and "twin held out" (its very bytes
+        are in the validation or test part too).
+    examples: reason -> the first few names.
     """
 
     pictures: tuple[Picture, ...]
     skipped: Mapping[str, int]
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, name: str) -> list[Picture]:
         """The pictures of the split `name`, in the order of the set."""
         return [picture for picture in self.pictures if picture.split == name]
+
+    def required(self, name: str) -> list[Picture]:
+        """`split(name)`; raises `DataError` with what to do where it is empty."""
+        pictures = self.split(name)
+        if not pictures:
+            there = ", ".join(f"{count} {split}" for split, count in Counter(p.split for p in self.pictures).items())
+            advice = (
+                f"hold some out with PATH:{name}=N" if name != "train" else "hold fewer out, or add a set to train on"
+            )
+            raise DataError(f"no {name} pictures in the data; {advice} (there are: {there or 'none'})")
+        return pictures

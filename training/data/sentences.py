@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model.vocabulary import words_of
-from training.data.captions import CaptionData, DataError
+from training.data.captions import CaptionData
+from training.data.errors import DataError
 
 log = logging.getLogger(__name__)
 
