@@ -26,7 +26,8 @@ def needed_mb(settings: Settings, cpus: int) -> int:
         BASE
         + threads * THREAD
         + COPIES * settings.upload_memory_mb
-        + settings.decode_workers * settings.decode_memory_mb
+        + settings.decode_memory_mb  # one process that decodes pictures may take so much, each other a quarter
+        + (settings.decode_workers - 1) * settings.decode_memory_mb // 4
     )
     total = TMP + settings.workers * worker + (SUPERVISOR if settings.workers > 1 else 0)
     return 64 * math.ceil(total / 64)

@@ -215,9 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     require_java()
     data = read(*options.data)
-    pictures = data.split(options.split)
-    if not pictures:
-        raise DataError(f"no {options.split} pictures in the data; hold some out with PATH:{options.split}=N")
+    pictures = data.required(options.split)
     judged = failures.read_judgements(options.judgements) if options.judgements else None
     engine = load_engine(options.model, options.device, options.engine, options.threads)
     searches = _searches(engine.config.search, options)

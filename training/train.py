@@ -91,7 +91,7 @@ def train(
     # --- pictures and captions
     def cached(split: str, views: int) -> features.Features:
         stages = features.before_head(captioner, frozen)
-        return features.cached(captioner, stages, data.split(split), views, recipe.augment, cache, device,
+        return features.cached(captioner, stages, data.required(split), views, recipe.augment, cache, device,
                                config.precision, digests[split])  # fmt: skip
 
     train_set, val_set = cached("train", recipe.views), cached("val", 1)
@@ -291,8 +291,7 @@ def _as_run(recipe: Recipe, captioner: Captioner, device: torch.device) -> Recip
 
 def _check_sets(recipe: Recipe, data: CaptionData) -> None:
     for split in ("train", "val"):
-        if not data.split(split):
-            raise DataError(f"no {split} pictures in the data; hold some out with PATH:{split}=N")
+        data.required(split)
     for key, named, split in (("visits", recipe.visits, "train"), ("choose", recipe.choose, "val")):
         there = dict.fromkeys(picture.source for picture in data.split(split))
         if missing := named.keys() - there.keys():

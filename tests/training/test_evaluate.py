@@ -141,8 +141,8 @@ def test_what_is_wrong_is_said_before_any_work(
 
 def test_a_split_without_pictures(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_shapes(tmp_path / "shapes", train=2, val=0, test=0, size=32)
-    assert main(["--model", str(checkpoint), "--data", str(data), "--split", "val"]) == 1
-    assert "no val pictures in the data; hold some out with PATH:val=N" in capsys.readouterr().err
+    assert main(["--model", str(checkpoint), "--data", str(data), "--split", "test"]) == 1
+    assert "no test pictures in the data; hold some out with PATH:test=N" in capsys.readouterr().err
 
 
 def test_java_missing_is_said_first(

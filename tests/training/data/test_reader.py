@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-import json
 import logging
 import tarfile
 from pathlib import Path
@@ -12,33 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.training.data.files import jpeg, names, write, write_tar
 from tests.training.shapes import write_shapes
-from training.data import CaptionData, DataError, Picture, hold_out, read
-
-
-def jpeg(colour: str = "red", size: tuple[int, int] = (8, 6), **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
-
-
-def write(file: Path, content: bytes | str | Any) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return file
-
-
-def write_tar(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, mode) as tar:  # type: ignore[call-overload]
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file
+from training.data import DataError, Picture, hold_out, read
 
 
 def karpathy(*images: dict[str, Any]) -> dict[str, Any]:
@@ -47,10 +21,6 @@ def karpathy(*images: dict[str, Any]) -> dict[str, Any]:
 
 def image(filename: str, split: str = "train", *captions: str, **more: Any) -> dict[str, Any]:
     return {"filename": filename, "split": split, "sentences": [{"raw": c} for c in captions or ("a dog",)], **more}
-
-
-def names(data: CaptionData, split: str) -> list[str]:
-    return [picture.name for picture in data.split(split)]
 
 
 @pytest.fixture
@@ -84,21 +54,64 @@ def test_flickr_with_splits_from_karpathys_json(flickr: Path) -> None:
     assert data.pictures[0].captions == ("A dog , a cat and a ball .", "Two pets")  # captions.txt has the captions
 
 
-def test_without_any_split_pictures_are_drawn_by_name_with_a_warning(
+def test_without_splits_all_are_for_training_but_what_is_held_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    count = 300
-    write(tmp_path / "captions.txt", "image,caption\n" + "".join(f"{i}.jpg,a dog\n" for i in range(count)))
-    for i in range(count):
+    caplog.set_level(logging.INFO)
+    write(tmp_path / "captions.txt", "image,caption\n" + "".join(f"{i}.jpg,a dog\n" for i in range(30)))
+    for i in range(30):
         write(tmp_path / "Images" / f"{i}.jpg", jpeg(size=(1, 1)))
     write(tmp_path / "Images" / "lonely.jpg", jpeg())
-    data = read(tmp_path)
-    assert "gives no splits" in caplog.text
-    assert len(names(data, "train")) == pytest.approx(0.8 * count, abs=25)
-    assert len(names(data, "val")) == pytest.approx(0.1 * count, abs=20)
-    assert sum(len(names(data, split)) for split in ("train", "val", "test")) == count
+    data = read(f"{tmp_path}:val=7,test=2,seed=1")
+    assert [len(names(data, split)) for split in ("train", "val", "test")] == [21, 7, 2]
     assert data.skipped == {"no captions": 1}
-    assert read(tmp_path).pictures == data.pictures
+    assert data.examples == {"no captions": ("Images/lonely.jpg",)}
+    assert "says nothing of splits: all its pictures are for training" in caplog.text
+    assert read(f"{tmp_path}:val=7,test=2,seed=1").pictures == data.pictures
+    assert len(names(read(f"{tmp_path}:val=0"), "train")) == 30
+
+
+def test_with_no_validation_part_anywhere_a_tenth_of_the_first_set_is_held_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, count in (("first", 41), ("second", 20)):
+        write(tmp_path / name / "dataset.json", karpathy(*(image(f"{i}.jpg") for i in range(count))))
+        write_tar(tmp_path / name / "images.tar", {f"{i}.jpg": jpeg() for i in range(count)})
+    data = read(tmp_path / "first", tmp_path / "second")
+    assert [p.source for p in data.split("val")] == ["first"] * 5
+    assert [p.source for p in data.split("train")] == ["first"] * 36 + ["second"] * 20
+    assert "5 of the 41 training pictures of first are held out for it" in caplog.text
+    assert data.split("val") == read(f"{tmp_path / 'first'}:val=5").split("val")
+    only = read(tmp_path / "first", f"{tmp_path / 'second'}:val=2")
+    assert [p.source for p in only.split("val")] == ["second"] * 2
+
+
+@pytest.mark.parametrize("name", ["captions_latest.json", "captions_contest.json", "captions_restraint.json"])
+def test_a_split_is_a_whole_word_of_a_file_s_name(tmp_path: Path, name: str) -> None:
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "A dog."}]}
+    write(tmp_path / name, content)
+    write(tmp_path / "a.jpg", jpeg())
+    assert names(read(tmp_path), "train") == ["a.jpg"]
+
+
+def test_the_same_picture_in_two_parts_is_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    twins = {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test", "d.jpg": "train"}
+    pair = {"e.jpg": "train", "f.jpg": "train"}  # twice in one part is no harm
+    for name in twins:
+        write(tmp_path / "set" / name, jpeg(comment="same"))
+    for name in pair:
+        write(tmp_path / "set" / name, jpeg(comment="pair"))
+    write(tmp_path / "set" / "g.jpg", jpeg(comment="soma"))  # of the same size
+    splits = {**twins, **pair, "g.jpg": "val"}
+    write(tmp_path / "set" / "dataset.json", karpathy(*(image(name, split) for name, split in splits.items())))
+    write(tmp_path / "more" / "dataset.json", karpathy(image("x.jpg"), image("y.jpg")))
+    write_tar(tmp_path / "more" / "i.tar", {"x.jpg": jpeg(comment="soma"), "y.jpg": jpeg()})
+    data = read(tmp_path / "set", tmp_path / "more")
+    assert [names(data, split) for split in ("train", "val", "test")] == [
+        ["e.jpg", "f.jpg", "y.jpg"], ["g.jpg"], ["c.jpg"],
+    ]  # fmt: skip
+    assert data.skipped == {"twin held out": 4}
+    assert "the same picture lies in several parts, such as a.jpg (train of set) and c.jpg (test of set)" in caplog.text
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc", "Z"), exclude_characters='"'), min_size=1))
@@ -194,7 +207,7 @@ def test_a_tar_cut_off_gives_what_it_holds(tmp_path: Path, caplog: pytest.LogCap
     tar.write_bytes(tar.read_bytes()[: third + 100])
     write(tmp_path / "dataset.json", karpathy(*(image(f"{i}.jpg") for i in range(4))))
     data = read(tmp_path, check_pictures=True)
-    assert names(data, "train") == ["0.jpg", "1.jpg"]
+    assert [picture.name for picture in data.pictures] == ["0.jpg", "1.jpg"]
     assert data.skipped == {"no picture": 2}
     assert "damaged tar" in caplog.text
 
@@ -272,16 +285,19 @@ def test_another_seed_holds_out_others() -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "found no captions.txt"),
+        ({}, r"found no captions. Looked for: .*captions\.txt.*There are 1 picture \(a\.jpg\) and 0 other files"),
         ({"captions.txt": "image,caption\na.jpg\n"}, "line 2: expected 'image,caption'"),
-        ({"dataset.json": "{"}, "neither Karpathy's nor COCO's"),
-        ({"dataset.json": "[]"}, "neither Karpathy's nor COCO's"),
+        ({"dataset.json": "{"}, r"dataset\.json: not JSON"),
+        ({"dataset.json": "[1]"}, "expected an object a record"),
         ({"dataset.json": {"images": [{"file": "a.jpg"}]}}, "neither Karpathy's nor COCO's"),
         ({"captions_train.json": {"images": [], "annotations": [{}]}}, "neither Karpathy's nor COCO's"),
         ({"dataset.json": b"\xff\xfe"}, "not UTF-8"),
         ({"dataset.json": karpathy(image("a.jpg"), image("a.jpg"))}, r"a\.jpg is listed twice"),
         ({"dataset.json": karpathy()}, "none listed"),
-        ({"dataset.json": karpathy(image("gone.jpg"))}, "1 with no picture"),
+        (
+            {"dataset.json": karpathy(image("gone.jpg"))},
+            r"1 with no picture, such as 'gone\.jpg' \(looked for below .*, where 1 picture lies, such as 'a\.jpg'\)",
+        ),
         (
             {"captions.txt": "a.jpg,x", "Flickr_8k.devImages.txt": "a.jpg", "Flickr_8k.testImages.txt": "a.jpg"},
             "already in the split val",
@@ -299,8 +315,11 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, files: dict[str, Any], mes
 def test_a_missing_path_says_how_specs_look(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         read(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no such file or folder"):
-        read(f"{tmp_path}:valid=3")
+    for wrong in ("valid=3", "val=x", "val=3,sed=1", "train=3", "val="):
+        with pytest.raises(DataError, match=r"is no option \(a spec is PATH or PATH:val=N,test=N,seed=N,images=DIR\)"):
+            read(f"{tmp_path}:{wrong}")
+    with pytest.raises(DataError, match="images=nowhere: no such folder"):
+        read(f"{tmp_path}:images=nowhere")
 
 
 def test_the_drawn_set_reads_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
