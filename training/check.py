@@ -51,7 +51,7 @@ def report(
                  f"are free{', TOO LITTLE' if need.cache > free else ''}")  # fmt: skip
     minutes = (need.features + recipe.train.epochs * need.epoch) / 60
     lines.append(f"time: about {minutes:.3g} minutes on this {device.type}: {need.features / 60:.3g} for the features, "
-                 f"then {recipe.train.epochs} epochs of {need.epoch / 60:.3g} at most")  # fmt: skip
+                 f"then up to {recipe.train.epochs} epochs of {need.epoch / 60:.3g}")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/train", description="Train a captioner.")
     parser.add_argument("--recipe", required=True, help="a TOML file, or the name of one in training/recipes")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,images=DIR,...]")
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<recipe>); resumes what lies there")
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="checkpoints to learn from as an ensemble")
