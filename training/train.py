@@ -509,6 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, help="in place of the recipe's train.seed")
+    parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
     options = parser.parse_args(arguments)
     settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -518,7 +519,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         run = options.run or Path("runs") / recipe.name
-        data = read(*options.data)
+        data = read(*options.data, check_pictures=options.check)
+        if options.check:
+            from training.check import report  # it imports this module
+
+            print(report(recipe, data, options.cache, torch.device(device), options.init, options.teacher))
+            return 0
         train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
     except (CaptionModelError, DataError, engine.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)

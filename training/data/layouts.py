@@ -79,9 +79,12 @@ def listing_of(path: Path) -> Listing:
 def _of_folder(folder: Path) -> Listing:
     fitting: list[tuple[_Layout, list[Path]]] = []
     for layout in LAYOUTS:
-        found = ([file for file in sorted(folder.glob(p)) if layout.needs(file)] for p in layout.patterns)
-        files = [file for file in next(filter(None, found), []) if "lemma" not in file.name]
-        if files:
+        # Flickr8k's lemma.token file has the captions with their words cut to stems.
+        found = (
+            [file for file in sorted(folder.glob(pattern)) if layout.needs(file) and "lemma" not in file.name]
+            for pattern in layout.patterns
+        )
+        if files := next(filter(None, found), None):
             fitting.append((layout, files))
     if fitting:
         (layout, files), *others = fitting
