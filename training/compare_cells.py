@@ -177,7 +177,7 @@ def train_decoders(
 
 def interval(values: Sequence[float] | Norms) -> float:
     """Half the width of the 95 % interval of the mean, by Student's t."""
-    return T95[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return float(T95[len(values)] * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def cells_section(

@@ -132,7 +132,6 @@ class TorchEngine(CaptionEngine):
             if out.attention is not None:
                 attention.append(out.attention.float())
             gates.append(out.gates.float())
-        log_probs, attention, gates = (
-            torch.stack(part, 2).cpu().numpy() if part else None for part in (log_probs, attention, gates)
-        )
-        return StepDetails(log_probs, attention, gates)
+        log_probabilities, over_gates = (torch.stack(part, 2).cpu().numpy() for part in (log_probs, gates))
+        looked = torch.stack(attention, 2).cpu().numpy() if attention else None
+        return StepDetails(log_probabilities, looked, over_gates)
