@@ -190,6 +190,7 @@ def test_what_is_refused_below_the_application_is_answered_like_the_rest(start: 
     for data, status, code, name in (
         (b"\x16\x03\x01 is this TLS?\r\n\r\n", 400, "bad_request", None),
         (request(b"", "a:1", "CONNECT"), 400, "bad_request", None),
+        (request(b"0\r\n\r\n", extra="Transfer-Encoding: chunked\r\n"), 400, "bad_request", None),
         (request(b"", extra=f"{named}X: {'a' * 70_000}\r\n"), 431, "headers_too_large", "mine"),  # in one read
         (request(b"", extra=named)[:-2], 408, "header_timeout", "mine"),
     ):
@@ -206,7 +207,7 @@ def test_what_is_refused_below_the_application_is_answered_like_the_rest(start: 
         [line] = [line for line in server.logs() if line["request_id"] == problem["request_id"]]
         assert (line["status"], line["code"], line["client"]) == (status, code, "127.0.0.1")
     metrics = httpx.get(f"{server.url}/metrics").text
-    for status, count in ((400, 2), (408, 1), (431, 1)):
+    for status, count in ((400, 3), (408, 1), (431, 1)):
         labels = f'method="other",route="other",status="{status}"'
         assert f"caption_http_requests_total{{{labels}}} {count}.0" in metrics
 
