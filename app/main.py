@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     app.add_middleware(RequestContext, metrics=metrics, log_health=settings.log_health)
     trusted = list(settings.trusted_proxies)
     if trusted:
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)  # type: ignore[arg-type]  # uvicorn's own types
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)
     if trusted or settings.root_path:
         app.add_middleware(ForwardedPrefix, trusted=trusted, root_path=settings.root_path)
     app.openapi = _with_problem_schema(app.openapi)  # type: ignore[method-assign]

@@ -94,9 +94,7 @@ class Protocol(HttpToolsProtocol):
         """
         if self._refusal is not None:
             return  # dropped until the client has read why
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
+        self._stop_keep_alive()
         self._unused += len(data)
         try:
             self._parse(data)
@@ -176,8 +174,13 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer was sent; a refusal that waited for it is next."""
         super().on_response_complete()
-        if self._refusal is not None and self._answered() and not self.transport.is_closing():
+        if self.transport.is_closing() or not self._answered():
+            return
+        if self._refusal is not None:
             self._answer(self._refusal)
+        elif self._in_head or self._in_body:  # of the next request, or the rest of this one: not idle
+            self._stop_keep_alive()
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave no timer behind."""
@@ -186,6 +189,11 @@ class Protocol(HttpToolsProtocol):
 
     def _answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _stop_keep_alive(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def _start_timer(self) -> None:
         if self._timer is None:
@@ -254,7 +262,7 @@ class Protocol(HttpToolsProtocol):
             else:
                 self.transport.write(message["body"])
 
-        await self.app(scope, receive, send)  # type: ignore[arg-type]
+        await self.app(scope, receive, send)
         if self.transport.is_closing():
             return
         if isinstance(self._refusal, Overloaded) or not self.transport.can_write_eof():
