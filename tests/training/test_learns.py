@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from playwright.sync_api import expect
-from torchvision.models import resnet18
 
 from model.checkpoint import load_captioner
-from model.encoder import _resnet
+from model.encoder import _resnet, tv_models
 from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
 from tests.page.browser import chromium, open_browser
@@ -67,7 +66,7 @@ precision = "fp32"
 def test_other_languages_are_learnt_served_and_shown(language: str, folder: Path, tmp_path: Path) -> None:
     """The encoder is the one that learnt in English; the page is looked at in a browser."""
     encoder = load_captioner(folder / "run" / "best").encoder
-    net = resnet18()
+    net = tv_models.get_model("resnet18")
     for stage, learnt in zip(_resnet(net), encoder.stages, strict=True):
         stage.load_state_dict(learnt.state_dict())
     torch.save(net.state_dict(), tmp_path / "encoder.pt")
@@ -123,7 +122,7 @@ def _look(engine: CaptionEngine, picture: Path, caption: str, right_to_left: boo
         page.goto(url)
         page.set_input_files("#file", picture)
         sentence = page.locator("#stage .sentence")
-        expect(sentence).to_be_visible(timeout=60_000)
+        expect(sentence.locator(".word").first).to_be_visible(timeout=60_000)
         assert sentence.text_content() == caption
         direction = "getComputedStyle(document.querySelector('#stage .sentence')).direction"
         assert page.evaluate(direction) == ("rtl" if right_to_left else "ltr")
