@@ -194,7 +194,7 @@ class _ExifTool:
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise AltTextError("ExifTool has ended") from error
-        lines = []
+        lines: list[str] = []
         for line in self._process.stdout:
             if line.rstrip() == "{ready1}":
                 return "".join(lines)
