@@ -237,7 +237,7 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (
         image.mode == "I" and values.size and values.min() >= 0 and 255 < values.max() <= 65535
     ):
-        scaled = (values >> (bits - 8)).astype(np.uint8)  # type: ignore[operator]
+        scaled = (values >> (bits - 8)).astype(np.uint8)
     else:
         floats = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
         low, high = float(floats.min()), float(floats.max())
