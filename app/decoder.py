@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from app import images
 from app.errors import BrokenImage, ServiceError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
@@ -75,7 +75,7 @@ def main(control: socket.socket, limits: Limits) -> None:
         what, worker = COMMAND.unpack(message)
         status = 0
         if what == FORK:
-            worker = _fork(control, *files, limits)
+            worker = _fork(control, files, limits)
         else:
             _, status = os.waitpid(worker, 0)
         control.send(REPORT.pack(what, worker, status))
@@ -88,7 +88,7 @@ def _warm_up(limits: Limits) -> None:
                             ("TIFF", {"compression": "tiff_lzw"}), ("MPO", {"save_all": True})):  # fmt: skip
         buffer, exif = io.BytesIO(), Image.Exif()
         exif[images.ORIENTATION] = 6
-        profile = images.ImageCms.ImageCmsProfile(images.SRGB).tobytes()
+        profile = ImageCms.ImageCmsProfile(images.SRGB).tobytes()
         made: dict[str, Any] = {"exif": exif, "icc_profile": profile} if format not in ("GIF", "BMP") else {}
         Image.new("RGB", (16, 16)).save(buffer, format, **made, **options)
         to_pixels(images.read(buffer.getvalue(), limits.max_pixels, limits.preprocess.size).image, limits.preprocess)
@@ -98,9 +98,9 @@ def _warm_up(limits: Limits) -> None:
         b"".decode(encoding)
 
 
-def _fork(control: socket.socket, channel: int, region: int, limits: Limits) -> int:
-    """A new worker's process id, -1 if there can be none now."""
-    parent = os.getpid()
+def _fork(control: socket.socket, files: list[int], limits: Limits) -> int:
+    """A new worker's process id, -1 if there can be none now. files: its end of the channel, and its memory."""
+    parent, (channel, region) = os.getpid(), files
     try:
         worker = os.fork()
     except OSError:

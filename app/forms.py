@@ -74,7 +74,7 @@ async def read_form(content_type: str, stream: AsyncIterator[bytes], count: int)
     parts = _Parts(count)
     names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
     try:
-        parser = MultipartParser(boundary, {f"on_{name}": getattr(parts, f"on_{name}") for name in names})  # type: ignore[misc]
+        parser = MultipartParser(boundary, {f"on_{name}": getattr(parts, f"on_{name}") for name in names})  # type: ignore[arg-type]
         async for chunk in stream:
             parser.write(chunk)
         parser.finalize()

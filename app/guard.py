@@ -32,7 +32,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.decoder import (
-    COMMAND, DONE, ERRORS, FAILED, FORK, MAX_MESSAGE, READY, REAP, REPLY, REPORT, REQUEST, STOPS, Limits,
+    COMMAND,
+    DONE,
+    ERRORS,
+    FAILED,
+    FORK,
+    MAX_MESSAGE,
+    READY,
+    REAP,
+    REPLY,
+    REPORT,
+    REQUEST,
+    STOPS,
+    Limits,
 )  # fmt: skip
 from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly
 from app.images import FORMATS

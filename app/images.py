@@ -64,6 +64,8 @@ NOT_OURS = re.compile(
     re.IGNORECASE,
 )
 
+OUT_OF_MEMORY = re.compile(r"out of memory|memory allocation error(?!: security limit)", re.IGNORECASE)
+
 pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 Image.preinit()
@@ -119,7 +121,7 @@ def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf
     except MemoryError as error:
         raise TooCostly("the picture needs too much memory to decode") from error
     except Exception as error:  # decoders raise almost anything on hostile bytes, and none of it is our fault
-        if "memory" in str(error).lower() or width * height * DEAREST > memory:  # not all of them say so
+        if OUT_OF_MEMORY.search(str(error)) or width * height * DEAREST > memory:  # not all of them say so
             raise TooCostly("the picture needs too much memory to decode") from error
         if NOT_OURS.search(str(error)):
             raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
@@ -235,7 +237,7 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (
         image.mode == "I" and values.size and values.min() >= 0 and 255 < values.max() <= 65535
     ):
-        scaled = (values >> (bits - 8)).astype(np.uint8)  # type: ignore[operator]
+        scaled = (values >> (bits - 8)).astype(np.uint8)
     else:
         floats = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
         low, high = float(floats.min()), float(floats.max())

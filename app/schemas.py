@@ -144,7 +144,7 @@ class ImageOut(BaseModel):
 
     width: int = Field(ge=1, description="Pixels, after the EXIF orientation.")
     height: int = Field(ge=1, description="Pixels, after the EXIF orientation.")
-    format: str = Field(description="JPEG, PNG, WEBP, AVIF, GIF, BMP or TIFF.")
+    format: str = Field(description="JPEG, PNG, WEBP, AVIF, HEIF, GIF, BMP or TIFF.")
 
 
 class Timing(BaseModel):

@@ -1,4 +1,4 @@
-"""`python -m app.soak`: drive a live server with good, broken, oversize and lying pictures and with hang-ups.
+"""`python -m app.soak`: drive a live server with good, broken, oversize, lying and hostile pictures and with hang-ups.
 
 Starts a server on a free loopback port, sends `--requests` requests from `--clients` clients, and
 checks what must hold whatever comes: every answer is the one its picture deserves, no 5xx but 503
@@ -18,6 +18,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-SHARES = {"broken": 0.02, "oversize": 0.01, "hang-up": 0.01, "bomb": 0.01}  # the rest is good
-EXPECTED = {"good": {200}, "broken": {422}, "oversize": {413}, "bomb": {413}}
+SHARES = {"broken": 0.02, "oversize": 0.01, "hang-up": 0.01, "bomb": 0.01, "padded": 0.001, "scans": 0.001}
+EXPECTED = {"good": {200}, "broken": {422}, "oversize": {413}, "bomb": {413}, "padded": {200, 422}, "scans": {422}}
 ALWAYS = {503, 504}
 FORMATS = ("JPEG", "JPEG", "JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
 COUNTER = re.compile(
@@ -44,6 +45,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     captions: dict[int, str] = field(default_factory=dict)  # of each good picture, the first time
     memory: list[float] = field(default_factory=list)  # MB, from the end of the warm-up on
+    seconds: list[float] = field(default_factory=list)  # that good pictures took, from then on
 
 
 def draw(seed: int) -> bytes:
@@ -70,13 +72,28 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+def padded() -> bytes:
+    """A JPEG of 19 MB: a small picture behind two million tiny EXIF segments."""
+    small = draw(0)
+    return small[:2] + b"\xff\xe1\0\x09Exif\0\0a" * 1_700_000 + small[2:]
+
+
+def scans(count: int = 20_000) -> bytes:
+    """A progressive JPEG that repeats its last scan: each walks over every pixel, for minutes in all."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 2000)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
 async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) -> None:
     """Send it all; see the module's docstring."""
     rng = random.Random(0)
     good = [draw(seed) for seed in range(64)]
     kinds = rng.choices([*SHARES, "good"], [*SHARES.values(), 1 - sum(SHARES.values())], k=requests)
     work = iter(enumerate(kinds))
-    oversize, lying = bytes(21_000_000), bomb()
+    files = {"oversize": bytes(21_000_000), "bomb": bomb(), "padded": padded(), "scans": scans()}
     warm_up = max(requests // 10, min(2000, requests // 2))  # allocators settle
 
     async def client() -> None:
@@ -87,13 +104,16 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
                     await hang_up(url, good[choice], rng.random() * 0.05)
                     tally.hang_ups += 1
                     continue
-                data = {"good": good[choice], "broken": good[choice][:200], "oversize": oversize, "bomb": lying}[kind]
+                data = (files | {"good": good[choice], "broken": good[choice][:200]})[kind]
+                start = time.perf_counter()
                 try:
                     answer = await http.post("/caption", files={"image": data})
                 except httpx.TransportError as error:
                     tally.wrong.append(f"{kind}: {error!r}")
                     continue
                 tally.statuses[answer.status_code] += 1
+                if kind == "good" and number >= warm_up:
+                    tally.seconds.append(time.perf_counter() - start)
                 if answer.status_code not in EXPECTED[kind] | ALWAYS:
                     tally.wrong.append(f"{kind}: {answer.status_code} {answer.text[:200]}")
                 elif answer.status_code == 200:
@@ -163,6 +183,10 @@ def main(arguments: list[str] | None = None) -> int:
         wrong.append(f"the server ended with status {status}")
     print(f"{given.requests} requests, {given.clients} clients, {tally.hang_ups} hang-ups")
     print(f"answers by status: {dict(sorted(tally.statuses.items()))}; counted by the server: {served}")
+    slowest = sorted(tally.seconds)
+    print(
+        f"good pictures: {slowest[len(slowest) * 99 // 100]:.3f} s at the 99th percentile, {slowest[-1]:.3f} s at worst"
+    )
     print(f"resident memory: {min(tally.memory):.0f} to {max(tally.memory):.0f} MB")
     print(*(f"WRONG: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")
     return 1 if wrong else 0

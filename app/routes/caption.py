@@ -47,7 +47,7 @@ _MANY = {"multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _
     openapi_extra={"requestBody": {"required": True, "content": _ONE}},
 )
 async def caption(request: Request, params: Params) -> CaptionResponse:
-    """Caption one picture: JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF; of an animation, its first frame."""
+    """Caption one picture: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF; of an animation, its first frame."""
     service: CaptionService = request.app.state.service
     settings = service.settings
     service.batcher.check()  # refuse before the upload, not after it

@@ -158,7 +158,7 @@ def test_a_lying_header_cannot_take_more_memory_than_allowed() -> None:
                 await guard.read(data)
             for pid in pids:
                 with suppress(OSError):
-                    status = Path(f"/proc/{pid}/status").read_text()
+                    status = Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240
                     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
                     assert peak < 256 * 1024
 
@@ -289,9 +289,9 @@ def test_workers_have_no_secrets_no_files_and_are_ended_first(monkeypatch: pytes
                 assert worker.net_connections("inet") == []
             assert {worker.num_fds() for worker in workers} == {5}  # three to nowhere, its channel and its memory
             worker = workers[0]
-            loaded = Path(f"/proc/{worker.pid}/maps").read_text()
+            loaded = Path(f"/proc/{worker.pid}/maps").read_text()  # noqa: ASYNC240
             assert not [name for name in ("openvino", "libtorch", "uvloop", "pydantic") if name in loaded]
-            assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "1000"
+            assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "1000"  # noqa: ASYNC240
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 for one in (*workers, psutil.Process(guard._process.pid)):
                     one.send_signal(number)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,3 +234,128 @@ def test_the_limit_is_exact(format: str) -> None:
 
 def test_content_types_name_every_format() -> None:
     assert set(CONTENT_TYPES) == set(images.FORMATS)
+
+
+def tiff(photometric: int, bits: tuple[int, ...], pixels: bytes, size: tuple[int, int] = (4, 4), *more: Any) -> bytes:
+    """An uncompressed little-endian TIFF written by hand; `more` are entries (tag, type, value)."""
+    width, height = size
+    entries = {256: (4, width), 257: (4, height), 259: (3, 1), 262: (3, photometric), 277: (3, len(bits)),
+               278: (4, height), 279: (4, len(pixels)), **{tag: rest for tag, *rest in more}}  # fmt: skip
+    count = len(entries) + 2
+    depths_at = 8 + 2 + 12 * count + 4
+    depths = struct.pack(f"<{len(bits)}H", *bits)
+    entries[273] = (4, depths_at + 8)
+    packed = {tag: struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in entries.items()}
+    packed[258] = struct.pack("<HHII", 258, 3, len(bits), bits[0] if len(bits) == 1 else depths_at)
+    if len(bits) == 2:  # they fit into the entry itself
+        packed[258] = struct.pack("<HHIHH", 258, 3, 2, *bits)
+    directory = struct.pack("<H", count) + b"".join(packed[tag] for tag in sorted(packed)) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + depths.ljust(8, b"\0") + pixels
+
+
+@pytest.mark.parametrize(("photometric", "expected"), [(0, 255 - 0x80), (1, 0x80)])
+def test_white_is_zero_is_never_read_as_a_negative(photometric: int, expected: int) -> None:
+    for bits, pixels in ((8, b"\x80" * 16), (16, b"\x40\x80" * 16)):
+        assert colour(read(tiff(photometric, (bits,), pixels)).image) == (expected,) * 3
+
+
+def test_white_is_zero_floats() -> None:
+    values = struct.pack("<16f", *range(16))
+    upright = np.asarray(read(tiff(0, (32,), values, (4, 4), (339, 3, 3))).image)
+    assert upright[0, 0].tolist() == [255] * 3
+    assert upright[-1, -1].tolist() == [0] * 3
+
+
+def test_12_bits_keep_their_scale() -> None:
+    assert colour(read(tiff(1, (12,), b"\x80\x48\x04" * 8)).image) == pytest.approx((128,) * 3, abs=1)
+
+
+def test_premultiplied_grey_is_read() -> None:
+    data = tiff(1, (8, 8), b"\x40\x80" * 16, (4, 4), (338, 3, 1))  # half of it covered, and that half grey
+    assert colour(read(data).image) == pytest.approx((191,) * 3, abs=2)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(2, (32, 32, 32), bytes(16 * 12), (4, 4), (339, 3, 3)),
+        tiff(1, (16, 16), bytes(64), (4, 4), (338, 3, 1)),
+        tiff(32803, (16,), bytes(32)),
+        tiff(2, (8,) * 3, bytes(48), (4, 4), (50706, 1, 1)),
+        tiff(2, (8,) * 3, bytes(48), (4, 4), (254, 4, 1), (330, 4, 8)),
+        tiff(1, (8,), bytes(16), (4, 4), (259, 3, 34712)),
+        b"BM" + struct.pack("<IHHI", 130, 0, 0, 66)
+        + struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 32, 3, 64, 0, 0, 0, 0)
+        + struct.pack("<III", 0x3FF00000, 0xFFC00, 0x3FF) + bytes(64),
+    ],
+    ids=["floats", "16 bits with alpha", "sensor", "DNG", "raw with a preview", "JPEG 2000 inside", "BMP bit fields"],
+)  # fmt: skip
+def test_a_sound_picture_that_is_not_read_here_is_not_called_damaged(data: bytes) -> None:
+    with pytest.raises(UnsupportedVariant) as caught:
+        read(data)
+    assert (caught.value.status, caught.value.code) == (415, "unsupported_variant")
+
+
+def test_a_text_that_begins_with_bm_is_no_picture() -> None:
+    with pytest.raises(UnsupportedMedia):
+        read(b"BMI stands for body mass index, which is a number.\n" * 9)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"msf1"])
+def test_heic_is_told_from_avif_by_the_compatible_brands(brand: bytes) -> None:
+    heif, avif = plain((200, 40, 90), "HEIF"), plain((200, 40, 90), "AVIF")
+    picture = read(heif[:8] + brand + heif[12:])
+    assert (picture.format, picture.width, picture.height) == ("HEIF", 24, 16)
+    assert colour(picture.image) == pytest.approx((200, 40, 90), abs=6)
+    if brand != b"heic":
+        assert read(avif[:8] + brand + avif[12:]).format == "AVIF"
+
+
+def p3() -> bytes:
+    """A profile with Display P3's primaries and a gamma of 2.2, written by hand."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 3) + b"P3\0" + bytes(78),
+        b"wtpt": b"XYZ \0\0\0\0" + number(0.9642) + number(1.0) + number(0.8249),
+        b"rXYZ": b"XYZ \0\0\0\0" + number(0.5151) + number(0.2412) + number(-0.0011),
+        b"gXYZ": b"XYZ \0\0\0\0" + number(0.2920) + number(0.6922) + number(0.0419),
+        b"bXYZ": b"XYZ \0\0\0\0" + number(0.1571) + number(0.0666) + number(0.7841),
+        **{name: b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(2.2 * 256), 0) for name in (b"rTRC", b"gTRC", b"bTRC")},
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        data = data.ljust(-(-len(data) // 4) * 4, b"\0")
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data
+    head = struct.pack(">I4sI4s4s4s", start + len(body), b"none", 0x02400000, b"mntr", b"RGB ", b"XYZ ") + bytes(12)
+    head += b"acsp" + bytes(28) + number(0.9642) + number(1.0) + number(0.8249)
+    return head.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_colours_of_a_profile_become_srgb(format: str) -> None:
+    image = Image.new("RGB", (24, 16), (100, 200, 100))
+    converted = colour(read(encode(image, format, icc_profile=p3())).image)
+    assert converted[0] < 75  # a P3 green is a purer one in sRGB
+    assert converted[1] == pytest.approx(202, abs=6)
+    assert colour(read(encode(image, format)).image) == pytest.approx((100, 200, 100), abs=6)
+
+
+@pytest.mark.parametrize("profile", [b"broken", p3()[:200], p3().replace(b"RGB ", b"CMYK")])
+def test_a_profile_that_is_broken_or_of_other_colours_is_ignored(profile: bytes) -> None:
+    image = Image.new("RGB", (24, 16), (100, 200, 100))
+    assert colour(read(encode(image, "PNG", icc_profile=profile)).image) == (100, 200, 100)
+
+
+def test_lab_becomes_srgb() -> None:
+    lab = Image.new("LAB", (8, 8), (255, 128, 128))
+    assert colour(read(encode(lab, "TIFF")).image) == pytest.approx((255, 255, 255), abs=2)
+
+
+def test_folder_scans_know_the_suffixes_of_every_format() -> None:
+    assert {".jfif", ".jpe", ".mpo", ".dib", ".heic", ".heif"} <= set(images.SUFFIXES)
+    assert {f".{format.lower()}" for format in images.FORMATS} <= set(images.SUFFIXES)

@@ -19,7 +19,7 @@ import pytest
 
 from app.middleware import SECURITY_HEADERS
 from app.settings import Settings
-from tests.app.pictures import plain
+from tests.app.pictures import many_scans, plain
 from tests.e2e.conftest import Server, Start
 
 GREEN = plain((16, 200, 40))
@@ -392,3 +392,27 @@ def test_garbage_and_hang_ups_leave_it_well(start: Start) -> None:
     until(lambda: "caption_admitted_pictures 0.0" in httpx.get(f"{server.url}/metrics").text)
     assert server.terminate() == 0
     assert not [line for line in server.logs() if line["level"] in ("error", "critical")]
+
+
+def test_sigterm_to_the_whole_group_fails_nothing_and_ends_in_time_whatever_is_decoded(start: Start) -> None:
+    server = start(drain_delay=1, grace=2)
+    hostile = many_scans(2000, 50_000)  # minutes
+    with ThreadPoolExecutor(5) as pool:
+        slow = [pool.submit(_answer_or_none, server, hostile) for _ in range(4)]
+        until(lambda: "caption_admitted_pictures 4.0" in httpx.get(f"{server.url}/metrics", timeout=TIMEOUT).text)
+        family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+        assert len(family) >= 4  # the server, what forks, the workers
+        for process in reversed(family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        assert pool.submit(post, server).result().status_code == 200  # accepted before the end
+        assert server.process.wait(timeout=120) == 0  # the pictures themselves would have taken longer
+        assert all(answer.result() in (None, 500, 503, 504) for answer in slow)
+    assert not psutil.wait_procs(family[1:], timeout=60)[1]
+
+
+def _answer_or_none(server: Server, data: bytes) -> int | None:
+    try:
+        return post(server, data).status_code
+    except httpx.TransportError:
+        return None
