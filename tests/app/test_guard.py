@@ -43,6 +43,11 @@ SCANS = many_scans(2000, 50_000)  # minutes
 MEGABYTE = 1_000_000
 
 
+@pytest.fixture(autouse=True)
+def _however_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 10_000)
+
+
 def make(**given: Any) -> Guard:
     settings = {"workers": 2, "max_bytes": 20_000_000, "max_pixels": 50_000_000, "seconds": 60, "memory_mb": 1024,
                 "max_dear": 8}  # fmt: skip
