@@ -31,7 +31,7 @@ from model.errors import CaptionModelError, ConfigError
 from training import engine, ensemble
 from training.config import RECIPES, Recipe
 from training.data import CaptionData, DataError, Picture, read
-from training.interpolate import choose
+from training.interpolate import SHARES, choose
 from training.process import settle
 from training.train import best_epoch, train
 
@@ -262,7 +262,7 @@ class Bench:
             history = [{"epoch": 0, **found.figures()}]
         elif row.between:
             a, b = (load_captioner(models[name]) for name in row.between)
-            best, history = choose(a, b, data, self.cache)
+            best, history = choose(a, b, data, self.cache, SHARES, {})
             save_captioner(best, folder / "best", {"validation": history, "recipe": asdict(recipe)})
         else:
             init, teachers = models.get(row.init), [models[name] for name in row.teachers]

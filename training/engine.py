@@ -28,7 +28,7 @@ from training.data import Picture
 from training.features import Features
 from training.metrics import repeats_bigram
 from training.objects import Objects
-from training.process import native
+from training.process import Precision, native
 
 LONGEST = 100  # words of a caption that count in the validation loss
 
@@ -328,7 +328,7 @@ class WeightAverage:
             average.copy_(keep)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """bf16 where the recipe asks for it, or leaves it to the device and that has it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=native(precision, device) == "bf16")
 

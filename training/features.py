@@ -38,7 +38,7 @@ from model import encoder, preprocess
 from model.captioner import Captioner
 from training.augment import AugmentConfig, augment
 from training.data import DataError, Picture
-from training.process import native
+from training.process import Precision, native
 
 log = logging.getLogger("training")
 
@@ -97,7 +97,7 @@ def cached(
     augmentation: AugmentConfig,
     cache: Path,
     device: torch.device,
-    precision: str = "auto",
+    precision: Precision = "auto",
     digests: Sequence[str] | None = None,
 ) -> Features:
     """`Features` of `pictures` after the encoder's first `stages` stages, from `cache` where they lie there.
@@ -185,7 +185,7 @@ def _compute(
     folders: Sequence[Path],
     there: dict[tuple[str, int], Path],
     device: torch.device,
-    precision: str,
+    precision: Precision,
 ) -> None:
     """Compute and keep all views of the pictures in `missing` that are not `there`, and add them to it."""
     encode = captioner.encoder.stages[:stages].eval()
@@ -270,7 +270,7 @@ def _check_room(cache: Path, needed: int, count: int, views: int) -> None:
         )
 
 
-def _key(captioner: Captioner, stages: int, precision: str, augmentation: AugmentConfig | None) -> str:
+def _key(captioner: Captioner, stages: int, precision: Precision, augmentation: AugmentConfig | None) -> str:
     """A name for what is computed: with other weights, settings or code it is another."""
     digest = hashlib.sha256()
     settings: list[Any] = [stages, asdict(captioner.config.preprocess), captioner.config.encoder.name, precision]

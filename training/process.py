@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache
+from typing import Literal
 
 import openvino as ov
 import torch
+
+Precision = Literal["auto", "bf16", "fp32"]
 
 # mallopt(3): parameter -> value. Memory that is freed stays with the process: every step needs it again,
 # and on a CPU fresh pages cost more than the arithmetic done in them.
@@ -26,7 +29,7 @@ def settle() -> None:
             mallopt(parameter, value)
 
 
-def native(precision: str, device: torch.device) -> str:
+def native(precision: Precision, device: torch.device) -> Precision:
     """ "bf16" or "fp32": what "auto" is on a device, bf16 only where it computes with it natively."""
     if precision != "auto":
         return precision
