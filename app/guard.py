@@ -525,6 +525,7 @@ def import_path() -> list[str]:
 
 def _kill(pid: int) -> None:
     """End a worker. It has not been reaped, so nobody else has its number; unless what forked it has gone."""
+    assert pid > 0, "0 would be the server's own group, -1 everything"
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 

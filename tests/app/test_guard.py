@@ -79,6 +79,11 @@ def ended(guard: Guard, reason: str) -> float:
     return value or 0.0
 
 
+def kill(worker: module.Worker, number: signal.Signals = signal.SIGKILL) -> None:
+    assert worker.pid > 0  # 0 would be the group that runs the tests, -1 everything
+    os.kill(worker.pid, number)
+
+
 def children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
@@ -211,7 +216,7 @@ def test_a_worker_that_is_killed_costs_no_answer(caplog: pytest.LogCaptureFixtur
         async with running(seconds=2) as guard:
             task = asyncio.ensure_future(guard.read(SCANS))
             await until(lambda: any(worker.job for worker in guard._running))
-            os.kill(next(worker.pid for worker in guard._running if worker.job), signal.SIGKILL)
+            kill(next(worker for worker in guard._running if worker.job))
             with pytest.raises(TooCostly):  # the second attempt's own answer
                 await task
             assert ended(guard, "killed") == 1
@@ -221,14 +226,15 @@ def test_a_worker_that_is_killed_costs_no_answer(caplog: pytest.LogCaptureFixtur
             for _ in range(2):
                 await until(lambda: any(worker.job and not worker.ended for worker in guard._running))
                 worker = next(worker for worker in guard._running if worker.job)
-                os.kill(worker.pid, signal.SIGKILL)
+                kill(worker)
                 await until(lambda gone=worker: gone not in guard._running)  # type: ignore[misc]
             with pytest.raises(DecoderFailed) as caught:
                 await task
             assert (caught.value.status, caught.value.retry_after) == (503, 1)
 
+            await until(lambda: all(worker.pid > 0 for worker in guard._running))
             for worker in guard._running:
-                os.kill(worker.pid, signal.SIGKILL)  # idle
+                kill(worker)  # idle
             assert (await guard.read(plain((1, 2, 3)))).width == 24
 
     run(test)
@@ -241,7 +247,7 @@ def test_a_crash_is_the_pictures_doing() -> None:
             for _ in range(2):  # the second time with all the memory that there is
                 await until(lambda: any(worker.job and not worker.ended for worker in guard._running))
                 worker = next(worker for worker in guard._running if worker.job)
-                os.kill(worker.pid, signal.SIGSEGV)
+                kill(worker, signal.SIGSEGV)
                 await until(lambda gone=worker: gone not in guard._running)  # type: ignore[misc]
             with pytest.raises(BrokenImage, match="crashed"):
                 await task
