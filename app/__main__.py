@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from app.main import create_app, open_engine
@@ -34,10 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CaptionModelError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(
-            f"error: cannot listen on {settings.host} port {settings.port}: {error.strerror or error}",
-            file=sys.stderr,
-        )
+        # A name that cannot be looked up has a number below 0, which is none of the system's.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        print(f"error: cannot listen on {settings.host} port {settings.port}: {reason}", file=sys.stderr)
     return 1
 
 

@@ -41,8 +41,10 @@ class _Config(uvicorn.Config):
 
     def load(self) -> None:
         """Make the application, in the process that serves; a bad checkpoint is one line and not a traceback."""
-        if self.workers > 1:
-            _end_with_supervisor()
+        if self.workers == 1:
+            super().load()  # whoever called `serve` hears of it
+            return
+        _end_with_supervisor()
         try:
             super().load()
         except CaptionModelError as error:
@@ -294,11 +296,14 @@ class _Supervisor(Multiprocess):
         self._announced = False
 
     def keep_subprocess_alive(self) -> None:
-        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+        ended = {process.exitcode for process in self.processes} - {None}
+        if self._announced or (ended and STARTUP_FAILURE not in ended):
+            super().keep_subprocess_alive()
+            return
+        if ended:
             self.should_exit.set()  # the worker has said why; another would fail the same way
             return
-        super().keep_subprocess_alive()
-        if self._announced or not all(process.is_ready() for process in self.processes):
+        if not all(process.is_ready(timeout=0.2) for process in self.processes):
             return
         if self._wanted > self.processes_num:
             for _ in range(self._wanted - self.processes_num):

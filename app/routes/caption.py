@@ -30,7 +30,7 @@ _ONE = {
     "image/*": {"schema": _FILE},
     "application/octet-stream": {"schema": _FILE},
 }
-_MANY = {"multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _FILE, "minItems": 1})}
+_MANY = {"multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _FILE})}
 
 
 @router.put(
