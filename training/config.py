@@ -99,3 +99,9 @@ def read_recipe(path: Path, base: Recipe | None = None) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from error
     return override(base or Recipe(name=path.stem), values)
+
+
+def set_weight(text: str) -> tuple[str, float]:
+    """A command's argument SET=WEIGHT, as the tables `choose` and `visits` of a recipe have them."""
+    name, _, value = text.rpartition("=")
+    return name, float(value)

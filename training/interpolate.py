@@ -24,7 +24,7 @@ from model.config import DecoderConfig
 from model.errors import CaptionModelError, CheckpointError
 from training import engine, features
 from training.augment import AugmentConfig
-from training.config import TrainConfig
+from training.config import TrainConfig, set_weight
 from training.data import CaptionData, DataError, read
 from training.process import settle
 from training.train import extended, score_of
@@ -81,12 +81,6 @@ def choose(
     return best, history
 
 
-def weight(text: str) -> tuple[str, float]:
-    """An argument SET=WEIGHT."""
-    name, _, value = text.rpartition("=")
-    return name, float(value)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.interpolate", description="Between two checkpoints.")
@@ -96,7 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.train makes one")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help=f"of B, tried (default: {SHARES})")
     parser.add_argument(
-        "--choose", type=weight, nargs="+", default=[], help="SET=WEIGHT of the sets that decide (default: the first)"
+        "--choose",
+        type=set_weight,
+        nargs="+",
+        default=[],
+        help="SET=WEIGHT: the sets that decide (default: the first)",
     )
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
     options = parser.parse_args(arguments)

@@ -10,77 +10,151 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.caption import Caption
 from model.captioner import Captioner
-from model.checkpoint import METRICS, load_captioner, save_captioner, write_config, write_json
-from model.config import SearchConfig
+from model.checkpoint import METRICS, NEIGHBOURS, load_captioner, save_captioner, write_config, write_json
+from model.config import RerankConfig, SearchConfig
 from model.errors import CaptionModelError
-from model.runtime import load_engine
+from model.runtime import CaptionEngine, load_engine
 from model.vocabulary import words_of
-from training import calibrate
+from training import calibrate, rerank
 from training.cider import CiderD
+from training.config import set_weight
 from training.data import CaptionData, DataError, Picture, read
-from training.evaluate import caption_pictures, describe, evaluate
+from training.evaluate import Result, describe, evaluate
 from training.export import export
 from training.metrics import MetricError, expected_calibration_error, repeats_bigram, require_java
 from training.process import settle
-from training.train import best_epoch
+from training.train import best_epoch, chosen_by
 
 log = logging.getLogger("training.release")
 
-BEAMS, LENGTH_PENALTIES, BLOCKS = (2, 3, 5), (0.4, 0.7, 1.0, 1.3), (2, 3)
+BEAMS, LENGTH_PENALTIES, BLOCKS = (3, 5), (0.7, 1.0, 1.3), (2, 3)
+FEATURE_SIZE = 96  # numbers that similar pictures are found by
+RIGHT = 90.0  # percent of the objects in captions above the threshold for a review that are to be right
 
 
-def choose_search(folder: Path, pictures: Sequence[Picture]) -> tuple[SearchConfig, list[dict[str, Any]]]:
-    """The search with the best CIDEr and BLEU-4 (their sum, percent) on `pictures` of those tried, and what each gave.
+def choose_search(
+    folder: Path, captioner: Captioner, pictures: Sequence[Picture], weights: Mapping[str, float]
+) -> tuple[SearchConfig, RerankConfig, list[dict[str, Any]]]:
+    """The search and the ranking with the best CIDEr and BLEU-4 on `pictures` of those tried, and what each gave.
 
-    Of searches within 0.3 of the best, one that repeats few bigrams, then the smallest beam.
+    Their sum, percent, sets weighted as `weights` says. Of searches within 0.3 of the best one, one that repeats few
+    bigrams, then the smallest beam. For each search the ranking has the best CIDEr.
     """
     from pycocoevalcap.bleu.bleu import Bleu
 
     engine = load_engine(folder, "cpu")
+    reranker, engine.reranker = engine.reranker, None  # the search's own order: its candidates are wanted
     searches = [
-        replace(engine.config.search, beam_size=beam, length_penalty=penalty, block_ngram=block)
+        replace(engine.config.search, beam_size=beam, num_captions=beam, length_penalty=penalty, block_ngram=block)
         for beam, penalty, block in itertools.product(BEAMS, LENGTH_PENALTIES, BLOCKS)
     ]
-    sound, captions = caption_pictures(engine, pictures, searches)
+    sound, encoded, found = candidates_of(engine, pictures, searches)
+    sources = [picture.source for picture in sound]
     references = [[words_of(c) for c in picture.captions] for picture in sound]
-    scorer, truth = CiderD(references), {i: [" ".join(words) for words in mine] for i, mine in enumerate(references)}
-    tried = []
-    for search, mine in zip(searches, captions, strict=True):
-        words = [words_of(caption.text) for caption in mine]
-        bleu, _ = Bleu(4).compute_score(truth, {i: [" ".join(said)] for i, said in enumerate(words)}, verbose=0)
+    rows = {source: [i for i, name in enumerate(sources) if name == source] for source in weights}
+    tried: list[dict[str, Any]] = []
+    rankings: list[RerankConfig] = []
+    for search, mine in zip(searches, found, strict=True):
+        ranking, cider = engine.config.rerank, {}
+        weighed = None
+        if reranker is not None:
+            features, tags = (np.concatenate([getattr(part, name) for part in encoded]) for name in ("feature", "tags"))
+            weighed = rerank.weigh(captioner, reranker.neighbours, sound, mine, features, tags, search.length_penalty)
+            ranking, _ = rerank.choose(weighed, sources, weights, ranking)
+        best = [captions[weighed[i].chosen(ranking) if weighed else 0] for i, captions in enumerate(mine)]
+        words = [words_of(caption.text) for caption in best]
+        bleu = {}
+        for source, some in rows.items():
+            scorer = CiderD([references[i] for i in some])
+            cider[source] = round(100 * float(scorer.score([words[i] for i in some], range(len(some))).mean()), 2)
+            truth = {i: [" ".join(said) for said in references[i]] for i in some}
+            scores, _ = Bleu(4).compute_score(truth, {i: [" ".join(words[i])] for i in some}, verbose=0)
+            bleu[source] = round(100 * scores[3], 2)
         tried.append(
             {
                 "beam_size": search.beam_size,
                 "length_penalty": search.length_penalty,
                 "block_ngram": search.block_ngram,
-                "CIDEr": round(100 * float(scorer.score(words, range(len(words))).mean()), 2),
-                "BLEU-4": round(100 * bleu[3], 2),
+                "rerank": asdict(ranking),
+                "CIDEr": cider,
+                "BLEU-4": bleu,
                 "repeated_bigrams": round(100 * sum(map(repeats_bigram, words)) / len(words), 2),
-                "distinct_captions": len({caption.text for caption in mine}),
+                "distinct_captions": len({caption.text for caption in best}),
             }
         )
+        rankings.append(ranking)
         log.info("%s", tried[-1])
-    sums = [row["CIDEr"] + row["BLEU-4"] for row in tried]
-    best = max(sums)
+    sums = [chosen_by(row["CIDEr"], weights) + chosen_by(row["BLEU-4"], weights) for row in tried]
     rank = min(
         (row["repeated_bigrams"] > 1, row["beam_size"], -total, i)
         for i, (row, total) in enumerate(zip(tried, sums, strict=True))
-        if total >= best - 0.3
+        if total >= max(sums) - 0.3
     )
-    return searches[rank[-1]], tried
+    return replace(searches[rank[-1]], num_captions=1), rankings[rank[-1]], tried
+
+
+def candidates_of(
+    engine: CaptionEngine, pictures: Sequence[Picture], searches: Sequence[SearchConfig], batch_size: int = 32
+) -> tuple[list[Picture], list[Any], list[list[list[Caption]]]]:
+    """The pictures that could be decoded, what the engine made of them, and for each search all captions of each."""
+    sound: list[Picture] = []
+    encoded: list[Any] = []
+    found: list[list[list[Caption]]] = [[] for _ in searches]
+    for start in range(0, len(pictures), batch_size):
+        pixels = []
+        for picture in pictures[start : start + batch_size]:
+            try:
+                pixels.append(engine.preprocess(picture.open()))
+            except DataError as error:
+                log.warning("skipped: %s", error)
+                continue
+            sound.append(picture)
+        if pixels:
+            encoded.append(engine.encode(np.stack(pixels)))
+            for mine, search in zip(found, searches, strict=True):
+                mine += engine.generate(encoded[-1], search)
+    return sound, encoded, found
+
+
+def review_threshold(results: Sequence[Result]) -> tuple[float, dict[str, float]]:
+    """The confidence from which on captions name `RIGHT` percent of their objects rightly, and how many those are.
+
+    Fitted on the sets where all captions together do not. 0 where there is no such set: nothing needs a review.
+    """
+    weak = [result for result in results if result.objects.precision < RIGHT]
+    if not weak:
+        return 0.0, {}
+    confidence = np.concatenate([[caption.confidence for caption in result.captions] for result in weak])
+    said, right = (np.concatenate([getattr(result.objects, name) for result in weak]) for name in ("said", "right"))
+    order = np.argsort(-confidence, kind="stable")
+    share = 100 * np.cumsum(right[order]) / np.maximum(np.cumsum(said[order]), 1)
+    enough = np.flatnonzero(share >= RIGHT)
+    last = int(enough[-1]) if len(enough) else 0
+    threshold = math.floor(1000 * confidence[order[last]]) / 1000
+    above = confidence >= threshold
+    return threshold, {
+        "confidence": threshold,
+        "pictures": len(confidence),
+        "captions_above": round(100 * float(above.mean()), 1),
+        "objects_right_above": round(100 * float(right[above].sum() / max(said[above].sum(), 1)), 1),
+        "objects_right_below": round(100 * float(right[~above].sum() / max(said[~above].sum(), 1)), 1),
+    }
 
 
 def size_of(captioner: Captioner) -> dict[str, Any]:
@@ -136,7 +210,15 @@ def card(facts: Mapping[str, Any]) -> str:
                 f"{figures['repeated_bigrams']} % with a bigram said twice, "
                 f"calibration error {figures['calibration_error']}.",
                 "",
+                *([_objects(figures), ""] if "objects_right" in figures else []),
             ]
+    if review := facts.get("review"):
+        lines += [
+            f"Captions with a confidence of at least {review['confidence']} ({review['captions_above']} % of "
+            f"{review['pictures']} validation pictures) name {review['objects_right_above']} % of their objects "
+            f"rightly, the others {review['objects_right_below']} %.",
+            "",
+        ]
     lines += ["Percent, coco-caption scoring by `training.evaluate`. Nothing was chosen on the test pictures.", ""]
     lines += ["## Training", ""]
     for stage in facts["training"]:
@@ -152,10 +234,29 @@ def card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _objects(figures: Mapping[str, Any]) -> str:
+    """Does it make things up? In a sentence."""
+    right, found = (
+        "{:.1f} % ({:.1f} to {:.1f})".format(figures[name], *figures["intervals"][name])
+        for name in ("objects_right", "objects_found")
+    )
+    return f"Of the objects that captions name {right} are there; of those that two people name {found} are named."
+
+
 def release(
-    runs: Sequence[Path], specs: Sequence[str], folder: Path, notes: Mapping[str, Any], name: str, version: str
+    runs: Sequence[Path],
+    specs: Sequence[str],
+    folder: Path,
+    notes: Mapping[str, Any],
+    name: str,
+    version: str,
+    choose: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the release of the last of `runs` into `folder`, which keeps what it holds until the new one is whole."""
+    """Write the release of the last of `runs` into `folder`, which keeps what it holds until the new one is whole.
+
+    choose: weights of the sets whose validation pictures search, ranking and temperature are chosen on; without any
+    it is the first set.
+    """
     # All that may be missing, before what takes minutes.
     require_java()
     training = stages_of(runs)
@@ -168,7 +269,7 @@ def release(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made, old = Path(temporary) / "new", Path(temporary) / "old"
-        _release(training, captioner, data, made, notes, name, version)
+        _release(training, captioner, data, made, notes, name, version, choose or {})
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -187,38 +288,52 @@ def _release(
     notes: Mapping[str, Any],
     name: str,
     version: str,
+    choose: Mapping[str, float],
 ) -> None:
     val, test = data.split("val"), data.split("test")
-    first = val[0].source  # the first data set decides
-    chosen_on = [picture for picture in val if picture.source == first]
-    captioner.config = replace(captioner.config, name=name, version=version)
+    weights = choose or {val[0].source: 1.0}
+    chosen_on = [picture for picture in val if picture.source in weights]
+    log.info("similar pictures: features of %d training pictures", len(data.split("train")))
+    train, features = rerank.pooled(captioner, data.split("train"))
+    captioner.feature = rerank.fit_feature(features, FEATURE_SIZE)
+    captioner.config = replace(captioner.config, name=name, version=version, rerank=RerankConfig(FEATURE_SIZE))
     outputs, targets = calibrate.teacher_force(captioner, chosen_on)
     temperature = calibrate.fit_temperature(captioner, outputs, targets)
     captioner.config = replace(captioner.config, temperature=temperature)
+    folder.mkdir(parents=True, exist_ok=True)
+    rerank.index(captioner, rerank.apply(captioner.feature, features), train).save(folder / NEIGHBOURS)
     save_captioner(captioner, folder, {})
     export(folder)
-    search, tried = choose_search(folder, chosen_on)
-    captioner.config = replace(captioner.config, search=search)
+    search, ranking, tried = choose_search(folder, captioner, chosen_on, weights)
+    captioner.config = replace(captioner.config, search=search, rerank=ranking)
+    # Search and ranking are no part of the graphs.
+    write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
     facts: dict[str, Any] = {
         "name": name,
         "version": version,
         **notes,
         "size": size_of(captioner),
         "search": describe(search),
+        "rerank": asdict(ranking),
         "temperature": temperature,
         "searches_tried_on_validation": tried,
         "training": training,
     }
-    write_config(folder, captioner.config, captioner.vocabulary, graphs=True)  # the search is no part of the graphs
     engine = load_engine(folder, "cpu")
     for split, pictures in (("validation", val), ("test", test)):
         facts[split] = {}
-        for result in evaluate(engine, pictures, [search]):
+        results = evaluate(engine, pictures, [search])
+        for result in results:
             outputs, targets = calibrate.teacher_force(captioner, result.pictures)
             error = expected_calibration_error(*calibrate.confidence(captioner, outputs, targets, temperature))
             facts[split][result.source] = {**result.facts(), "calibration_error": round(error, 4)}
             log.info("%s %s: %s", split, result.source, facts[split][result.source])
+        if split == "validation":
+            threshold, facts["review"] = review_threshold([r for r in results if r.source in weights])
+            captioner.config = replace(captioner.config, review_below=threshold)
+            log.info("review: %s", facts["review"])
     write_json(folder / METRICS, facts)
+    write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
     (folder / "README.md").write_text(card(facts), encoding="utf-8")
 
 
@@ -231,6 +346,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
     parser.add_argument("--notes", type=Path, required=True, help="TOML with the words of the card")
+    parser.add_argument(
+        "--choose",
+        type=set_weight,
+        nargs="+",
+        default=[],
+        help="SET=WEIGHT: the sets that decide (default: the first)",
+    )
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     options = parser.parse_args(arguments)
@@ -241,7 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = {"intended", "data", "terms", "limits", "failures"} - set(notes)
         if missing:
             raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
-        release(options.runs, options.data, options.to, notes, options.name, options.version)
+        release(options.runs, options.data, options.to, notes, options.name, options.version,
+                dict(options.choose))  # fmt: skip
     except (CaptionModelError, DataError, MetricError, OSError, tomllib.TOMLDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

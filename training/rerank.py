@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model import preprocess
+from model.caption import Caption
 from model.captioner import Captioner
 from model.config import RerankConfig
 from model.neighbours import Neighbours
 from model.rerank import agreement, tag_places
-from model.search import Hypothesis
-from model.vocabulary import words_of
+from model.vocabulary import END, words_of
 from training.cider import CiderD
 from training.data import DataError, Picture
 
@@ -98,29 +98,32 @@ def weigh(
     captioner: Captioner,
     neighbours: Neighbours,
     pictures: Sequence[Picture],
-    found: Sequence[Sequence[Hypothesis]],
+    found: Sequence[Sequence[Caption]],
     features: NDArray[np.float32],
     tags: NDArray[np.float32],
+    length_penalty: float,
 ) -> list[Candidates]:
-    """The candidates of each picture. features: (P, d), tags: (P, G)."""
-    vocabulary = captioner.vocabulary
-    places = tag_places(vocabulary, captioner.config.tags)
-    ciders: list[NDArray[np.float64]] = [np.zeros(0)] * len(pictures)
+    """The candidates of each picture, as a search with that penalty ranks them. features: (P, d), tags: (P, G)."""
+    ids = {word: i for i, word in enumerate(captioner.vocabulary.words)} | {".": END}
+    places = tag_places(captioner.vocabulary, captioner.config.tags)
+    scorers: dict[str, tuple[CiderD, dict[str, int]]] = {}
     for source in dict.fromkeys(picture.source for picture in pictures):
-        rows = [i for i, picture in enumerate(pictures) if picture.source == source]
-        scorer = CiderD([[words_of(caption) for caption in pictures[i].captions] for i in rows])
-        for number, i in enumerate(rows):
-            said = [vocabulary.decode(h.words) for h in found[i]]
-            ciders[i] = 100 * scorer.score(said, [number] * len(said))
-    return [
-        Candidates(
-            cider,
-            np.array([h.score for h in mine]),
-            {count: neighbours.consensus(feature, [h.words for h in mine], count) for count in NEIGHBOURS},
-            np.array([agreement(h.words, places, seen) for h in mine]) if len(seen) else np.zeros(len(mine)),
+        mine = [picture for picture in pictures if picture.source == source]
+        scorer = CiderD([[words_of(caption) for caption in picture.captions] for picture in mine])
+        scorers[source] = scorer, {picture.name: row for row, picture in enumerate(mine)}
+    weighed = []
+    for picture, captions, feature, seen in zip(pictures, found, features, tags, strict=True):
+        scorer, row = scorers[picture.source]
+        words = [[ids[token.text] for token in caption.tokens] for caption in captions]
+        weighed.append(
+            Candidates(
+                100 * scorer.score([words_of(c.text) for c in captions], [row[picture.name]] * len(captions)),
+                np.array([c.log_probability / len(c.tokens) ** length_penalty for c in captions]),
+                {count: neighbours.consensus(feature, words, count) for count in NEIGHBOURS},
+                np.array([agreement(said, places, seen) for said in words]),
+            )
         )
-        for cider, mine, feature, seen in zip(ciders, found, features, tags, strict=True)
-    ]
+    return weighed
 
 
 def choose(
