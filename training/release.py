@@ -223,10 +223,12 @@ def card(facts: Mapping[str, Any]) -> str:
     lines += ["## Training", ""]
     for stage in facts["training"]:
         best = stage["history"][stage["best_epoch"] - 1]
-        ciders = ", ".join(f"{source} {value:.1f}" for source, value in best["val_cider"].items())
+        if "val_cider" in best:
+            reached = "CIDEr " + ", ".join(f"{source} {value:.1f}" for source, value in best["val_cider"].items())
+        else:
+            reached = f"mean average precision of the tags {best['val_map']:.1f}"
         lines.append(
-            f"- `{stage['recipe']['name']}`: {stage['epochs']} epochs, best {stage['best_epoch']}; "
-            f"validation CIDEr {ciders}"
+            f"- `{stage['recipe']['name']}`: {stage['epochs']} epochs, best {stage['best_epoch']}; validation {reached}"
         )
     lines += ["", "## Data", "", *(f"- {text}" for text in facts["data"]), "", "## Terms", "", facts["terms"], ""]
     lines += ["## Limits", "", *(f"- {text}" for text in facts["limits"]), ""]

@@ -1,4 +1,4 @@
-"""Give a checkpoint a head that says what a picture holds: `python -m training.tags FOLDER --data SET... --to FOLDER`.
+"""Give a checkpoint a head that says what a picture holds: `python -m training.tags FOLDER --data SET... --run RUN`.
 
 The tags are words of the captions: things, colours, actions. The head reads the features of the finished encoder,
 which stays as it is, and learns which of the words people used of each picture.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.captioner import TagHead
-from model.checkpoint import load_captioner, open_checkpoint, save_captioner
+from model.checkpoint import load_captioner, save_captioner, write_json
 from model.encoder import as_regions
 from model.errors import CaptionModelError
 from model.vocabulary import SPECIAL, Vocabulary, words_of
@@ -70,7 +70,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Fit `head` to what the captions of `train` say, keep the epoch best on `val`, then calibrate it there.
 
-    Returns each epoch's losses (cross-entropy a tag) and mean average precision of the validation pictures (percent).
+    Returns each epoch's losses (cross-entropy a tag) and mean average precision of the validation pictures (percent);
+    its score is what the best one has most of.
     """
     targets = torch.from_numpy(targets_of(train.pictures, tags)).to(device)
     wanted = torch.from_numpy(targets_of(val.pictures, tags)).to(device)
@@ -111,8 +112,9 @@ def fit(
             "val_loss": float(F.binary_cross_entropy_with_logits(logits, wanted)),
             "val_map": mean_average_precision(logits.cpu().numpy(), wanted.cpu().numpy()),
         }
+        figures["score"] = -figures["val_loss"]
         log.info("%s", figures)
-        if not history or figures["val_loss"] < min(past["val_loss"] for past in history):
+        if not history or figures["score"] > max(past["score"] for past in history):
             best = {name: value.clone() for name, value in head.state_dict().items()}
         history.append(figures)
     head.load_state_dict(best)
@@ -166,13 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.tags", description="Give a checkpoint tags.")
     parser.add_argument("folder", type=Path, help="a checkpoint folder")
     parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
-    parser.add_argument("--to", type=Path, required=True, help="folder of the checkpoint with tags")
+    parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.train makes one")
     parser.add_argument("--most", type=int, default=1000, help="tags at most (default: 1000)")
     parser.add_argument("--least", type=int, default=12, help="pictures that a tag is said of at least (default: 12)")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--views", type=int, default=2, help="views a picture; all but the first augmented")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     options = parser.parse_args(arguments)
     settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -193,11 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         captioner.config = replace(captioner.config, tags=tuple(tags))
         captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
         history = fit(captioner.tags, train, val, tags, options.epochs, device)
-        p = captioner.tags.cpu(), predict(captioner.tags, val, torch.device("cpu")).sigmoid().numpy()
-        error = expected_calibration_error(p[1].ravel(), targets_of(val.pictures, tags).ravel())
-        log.info("calibration error of the tags %.4f", error)
-        metrics = {**open_checkpoint(options.folder).metrics, "tags": {"history": history, "calibration_error": error}}
-        save_captioner(captioner, options.to, metrics)
+        probabilities = predict(captioner.tags, val, device).sigmoid().cpu().numpy()
+        wrong = expected_calibration_error(probabilities.ravel(), targets_of(val.pictures, tags).ravel())
+        log.info("calibration error of the tags %.4f", wrong)
+        recipe = {"name": "tags", "tags": len(tags), "epochs": options.epochs, "views": options.views}
+        metrics = {"validation": max(history, key=lambda row: row["score"]), "calibration_error": wrong}
+        save_captioner(captioner, options.run / "best", {**metrics, "recipe": recipe})
+        write_json(options.run / "history.json", history)
+        write_json(options.run / "recipe.json", recipe)
     except (CaptionModelError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -234,7 +234,11 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
     Histories of older runs have none: there it is the first set's CIDEr.
     """
-    return max(history, key=lambda epoch: epoch.get("score", next(iter(epoch["val_cider"].values()))))
+
+    def score(epoch: Mapping[str, Any]) -> float:
+        return float(epoch["score"] if "score" in epoch else next(iter(epoch["val_cider"].values())))
+
+    return max(history, key=score)
 
 
 def inherited(init: Path) -> Recipe:
