@@ -8,14 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from model.checkpoint import open_checkpoint, save_captioner, write_json
-from model.config import SearchConfig
+from model.caption import Caption
+from model.checkpoint import NEIGHBOURS, open_checkpoint, save_captioner, write_json
+from model.config import RerankConfig, SearchConfig
 from model.errors import CaptionModelError
 from tests.training import tiny
 from training import release
 from training.data import DataError, Picture
+from training.objects import ObjectReport
 
 STAGES_OF = release.stages_of
 EMBEDDED = Path(__file__).parents[2] / "model" / "weights" / "default"
@@ -73,8 +76,8 @@ ALL_SHORT = ("red dog runs home", "two men sit", "the cat sleeps")  # the better
     ("said_by", "expected"),
     [
         ({(3, 1.0): REFERENCES}, (3, 1.0)),  # clearly better: it wins
-        ({(5, 1.0): REFERENCES, (2, 0.4): REFERENCES}, (2, 0.4)),  # as good with a smaller beam
-        ({(2, 0.7): TWO_RIGHT, (3, 0.7): ALL_SHORT}, (3, 0.7)),  # CIDEr is not all
+        ({(5, 1.0): REFERENCES, (3, 0.7): REFERENCES}, (3, 0.7)),  # as good with a smaller beam
+        ({(3, 1.3): TWO_RIGHT, (5, 0.7): ALL_SHORT}, (5, 0.7)),  # CIDEr is not all
     ],
 )
 def test_the_search_is_the_smallest_of_the_best(
@@ -82,20 +85,45 @@ def test_the_search_is_the_smallest_of_the_best(
 ) -> None:
     pictures = [Picture(f"{i}.png", (text,), "val", "mine", Path("none")) for i, text in enumerate(REFERENCES)]
 
-    def caption_pictures(engine: Any, pictures: Any, searches: Sequence[SearchConfig]) -> Any:
-        def said(search: SearchConfig) -> list[SimpleNamespace]:
+    def candidates_of(engine: Any, pictures: Any, searches: Sequence[SearchConfig]) -> Any:
+        def said(search: SearchConfig) -> list[list[Caption]]:
             texts = said_by.get((search.beam_size, search.length_penalty), (REFERENCES[0], "nothing", "nothing"))
-            return [SimpleNamespace(text=text) for text in texts]
+            return [[Caption(text, -1.0)] for text in texts]
 
-        return pictures, [said(search) for search in searches]
+        return pictures, [], [said(search) for search in searches]
 
-    monkeypatch.setattr(
-        release, "load_engine", lambda *_: SimpleNamespace(config=SimpleNamespace(search=SearchConfig()))
-    )
-    monkeypatch.setattr(release, "caption_pictures", caption_pictures)
-    search, tried = release.choose_search(Path("none"), pictures)
-    assert (search.beam_size, search.length_penalty) == expected
+    config = SimpleNamespace(search=SearchConfig(), rerank=RerankConfig())
+    monkeypatch.setattr(release, "load_engine", lambda *_: SimpleNamespace(config=config, reranker=None))
+    monkeypatch.setattr(release, "candidates_of", candidates_of)
+    search, ranking, tried = release.choose_search(Path("none"), None, pictures, {"mine": 1.0})  # type: ignore[arg-type]
+    assert (search.beam_size, search.length_penalty, search.num_captions) == (*expected, 1)
+    assert ranking == config.rerank
     assert len(tried) == len(release.BEAMS) * len(release.LENGTH_PENALTIES) * len(release.BLOCKS)
+
+
+def result_of(confidences: Sequence[float], said: Sequence[int], right: Sequence[int]) -> Any:
+    nothing = np.zeros(len(said), np.int64)
+    objects = ObjectReport(np.array(said), np.array(right), nothing, nothing)
+    return SimpleNamespace(objects=objects, captions=[SimpleNamespace(confidence=c) for c in confidences])
+
+
+def test_above_the_threshold_enough_objects_are_right() -> None:
+    confidences = np.linspace(0.9, 0.1, 20)
+    right = [2] * 10 + [1] * 10  # of two objects each: from the eleventh on half are wrong
+    threshold, facts = release.review_threshold([result_of(confidences, [2] * 20, right)])
+    above = confidences >= threshold
+    assert above.sum() == 12  # (10 * 2 + 2) / 24 are right, and with one more 23 of 26 were not enough
+    assert facts["captions_above"] == 60
+    assert facts["objects_right_above"] == round(100 * 22 / 24, 1) >= release.RIGHT
+    assert facts["objects_right_below"] == 50
+
+
+def test_where_captions_are_right_enough_none_wants_a_review() -> None:
+    sure = result_of([0.5, 0.1], [1, 1], [1, 1])
+    assert release.review_threshold([sure]) == (0.0, {})
+    # Such a set is no guide for another one.
+    weak = result_of([0.5, 0.4], [1, 1], [1, 0])
+    assert release.review_threshold([sure, weak])[0] == release.review_threshold([weak])[0] == 0.5
 
 
 def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,19 +150,20 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def evaluate(_: Any, pictures: Sequence[Picture], searches: Sequence[SearchConfig]) -> list[Any]:
         names = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "repeated_bigrams")
         figures = {**dict.fromkeys(names, 1.0), "pictures": 1, "distinct_captions": 1, "mean_length": 1.0}
-        return [SimpleNamespace(source="shapes", pictures=pictures, facts=lambda: figures)]
+        report = result_of([1.0], [1], [1]).objects
+        return [SimpleNamespace(source="shapes", pictures=pictures, facts=lambda: figures, objects=report)]
 
     monkeypatch.setattr(release, "require_java", lambda: None)
     monkeypatch.setattr(release, "export", lambda folder: None)
     monkeypatch.setattr(release, "load_engine", lambda *_: None)
-    monkeypatch.setattr(release, "choose_search", lambda *_: (SearchConfig(), []))
+    monkeypatch.setattr(release, "choose_search", lambda *_: (SearchConfig(), RerankConfig(8), []))
     monkeypatch.setattr(release, "evaluate", evaluate)
     monkeypatch.setattr(release, "stages_of", lambda _: [])
     notes = {"intended": "tests", "data": [], "terms": "none", "limits": [], "failures": []}
     data_folder = data.pictures[0].path.parent.parent
     return SimpleNamespace(
         run=run, to=to, data=data_folder,
-        release=lambda: release.release([run], [str(data_folder)], to, notes, "tiny", "2"),
+        release=lambda options="": release.release([run], [f"{data_folder}{options}"], to, notes, "tiny", "2"),
     )  # fmt: skip
 
 
@@ -143,6 +172,7 @@ def test_a_release_replaces_the_folder_as_a_whole(made: SimpleNamespace) -> None
     made.release()
     assert made.to.joinpath("README.md").read_text().startswith("# tiny 2")
     assert open_checkpoint(made.to).config.version == "2"
+    assert NEIGHBOURS in open_checkpoint(made.to).digests
     assert not (made.to / "graphs").exists()
     assert sorted(path.name for path in made.to.parent.iterdir()) == ["run", "shapes", "to"]  # and nothing beside it
 
@@ -157,7 +187,7 @@ def test_what_is_missing_is_found_before_anything_is_done(
     monkeypatch.setattr(release.calibrate, "teacher_force", never)
     if what in ("val", "test"):
         listing = made.data / f"Flickr_8k.{'dev' if what == 'val' else what}Images.txt"
-        listing.write_text("")
+        listing.write_text("")  # and with val=0 no training pictures are held out in their place
     elif what == "best":
         shutil.rmtree(made.run / "best")
     else:
@@ -166,7 +196,7 @@ def test_what_is_missing_is_found_before_anything_is_done(
     with pytest.raises(
         (DataError, CaptionModelError), match=rf"no {what} pictures|checkpoint folder|neither a finished"
     ):
-        made.release()
+        made.release(":val=0" if what == "val" else "")
     assert made.to.joinpath("README.md").read_text() == "the release of before"
 
 
