@@ -97,7 +97,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_shapes(tmp_path / "shapes", train=8, val=4, test=1, size=32)
+    data = write_shapes(tmp_path / "shapes", train=8, val=10, test=1, size=32)
     (tmp_path / "small.toml").write_text(RECIPE)
     folders = {name: str(tmp_path / name) for name in ("runs", "cache", "docs")}
     arguments = ["--data", str(data), "--recipe", str(tmp_path / "small.toml")]
@@ -123,11 +123,9 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (tmp_path / "docs" / "cells.md").read_text() == text
 
 
-def test_the_page_in_docs_is_in_the_order_that_the_command_writes() -> None:
+def test_the_page_in_docs_has_the_section_that_is_kept() -> None:
     text = (Path(__file__).parents[2] / "docs" / "cells.md").read_text()
-    task = MemoryTask()
-    assert f"learns it from {task.updates} batches of {task.batch} sequences" in text
-    assert PICTURES in text.partition("## Saying the first word again")[2]
+    assert text.count(f"\n{PICTURES}\n") == 1
 
 
 def columns(text: str, name: str) -> list[int]:
