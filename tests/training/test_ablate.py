@@ -129,8 +129,8 @@ def test_the_table_that_ships_is_valid_and_every_row_is_another() -> None:
 
 
 def test_limits_are_of_each_set_and_a_row_may_name_its_sets(tmp_path: Path) -> None:
-    for name, count in (("left", 9), ("right", 4)):
-        write_shapes(tmp_path / name, train=count, val=5, test=1, size=32)
+    for seed, (name, count) in enumerate((("left", 9), ("right", 4))):
+        write_shapes(tmp_path / name, train=count, val=5, test=1, size=32, seed=seed)
     data = read(tmp_path / "left", tmp_path / "right")
 
     def counts(*train_sets: str) -> dict[str, list[str]]:

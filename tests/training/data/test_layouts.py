@@ -15,7 +15,6 @@ from PIL import Image
 
 from tests.training.data.files import captions, jpeg, names, write, write_tar
 from training.data import DataError, read
-from training.data import captions as pictures_of
 
 EXPECTED = {
     "a.jpg": ("Ein Hund, der rennt.", 'Zwei\nZeilen "hier"'.replace("\n", " ")),
@@ -291,18 +290,6 @@ def test_heic_and_avif(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPa
     assert picture.size == (64, 48)
     red, green, blue = picture.getpixel((30, 30))  # type: ignore[misc]
     assert red > 230 > 40 > max(green, blue)
-
-
-def test_heic_that_cannot_be_read_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a.heic", HEIC)
-    write(tmp_path / "captions.csv", "image,caption\na.heic,A dog\n")
-    pictures_of.reads_heic.cache_clear()
-    monkeypatch.setattr(pictures_of, "find_spec", lambda name: None)
-    try:
-        with pytest.raises(DataError, match=r"1 with HEIC, which cannot be read here, such as 'a\.heic' \(pip install"):
-            read(tmp_path)
-    finally:
-        pictures_of.reads_heic.cache_clear()
 
 
 def test_nothing_that_fits_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
