@@ -175,23 +175,34 @@ def plot(results: Mapping[str, Any]) -> None:
 
 
 def quality_block(metrics: Mapping[str, Any]) -> str:
-    """README's quality figures, of the test pictures."""
-    test = metrics["test"]
+    """README's quality figures, of the test pictures, and of validation pictures where a set has no test part."""
+    columns = dict(metrics["test"])
+    columns |= {f"{name}, validation": facts for name, facts in metrics["validation"].items() if name not in columns}
 
     def score(facts: Mapping[str, Any], name: str) -> str:
         low, high = facts["intervals"].get(name, (None, None))
         return f"{facts[name]:.1f}" + ("" if low is None else f" ({low:.1f} to {high:.1f})")
 
-    rows = [[name, *(score(facts, name) for facts in test.values())] for name in SCORES]
+    rows = [[name, *(score(facts, name) for facts in columns.values())] for name in SCORES]
+    objects = {
+        "objects_right": "of the objects named, those there",
+        "objects_found": "of the objects there, those named",
+    }
     rows += [
-        [name.replace("_", " "), *(facts[name] for facts in test.values())]
+        [text, *(score(facts, name) for facts in columns.values())]
+        for name, text in objects.items()
+        if all(name in facts for facts in columns.values())
+    ]
+    rows += [
+        [name.replace("_", " "), *(facts[name] for facts in columns.values())]
         for name in ("pictures", "distinct_captions")
     ]
     return "\n\n".join(
         [
-            f"{metrics['name']} {metrics['version']} on test pictures it never saw, decoded as the service does "
-            f"({metrics['search']}), scored by coco-caption, percent (95 % intervals in brackets):",
-            table(["", *test], rows),
+            f"{metrics['name']} {metrics['version']} on pictures it was not trained on, decoded as the service does "
+            f"({metrics['search']}), scored by coco-caption, percent (95 % intervals in brackets); "
+            "settings were chosen on validation pictures, nothing on test pictures:",
+            table(["", *columns], rows),
             "Printed by `python -m training.evaluate --data SET --split test`; the "
             "[model card](model/weights/default/README.md) has the recipe, the limits and the validation figures.",
         ]
