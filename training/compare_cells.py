@@ -57,11 +57,11 @@ Norms = NDArray[np.float64]
 class MemoryTask:
     """To say the first word again at every step, while other words keep coming."""
 
-    words: int = 8  # that may come first, and as many others that follow
+    words: int = 16  # that may come first, and as many others that follow
     embed_size: int = 16
     hidden_size: int = 32
     batch: int = 32
-    updates: int = 600
+    updates: int = 400
     learning_rate: float = 5e-3
     test: int = 500  # sequences
 
