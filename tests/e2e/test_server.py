@@ -185,7 +185,7 @@ def talk(server: Server, data: bytes) -> tuple[bytes, dict[str, str], bytes]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_refused_below_the_application_is_answered_like_the_rest(start: Start, workers: int) -> None:
-    server = start(workers=workers, header_timeout=1)
+    server = start(workers=workers, header_timeout=3)
     for data, status, code, name in (
         (b"\x16\x03\x01 is this TLS?\r\n\r\n", 400, "bad_request", None),
         (request(b"", "a:1", "CONNECT"), 400, "bad_request", None),
