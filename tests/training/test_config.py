@@ -37,7 +37,7 @@ def test_a_recipe_can_build_on_another(tmp_path: Path) -> None:
         ("epoch = 3", "unknown key 'epoch'; known keys: augment, .*train"),
         ("[train]\nepoch = 3", r"unknown key train\.'epoch'; known keys: .*epochs"),
         ("[model.decoder]\nhidden = 3", r"unknown key model\.decoder\.'hidden'"),
-        ("[augment]\nflop = true", r"unknown key augment\.'flop'; known keys: flip, jitter, min_scale"),
+        ("[augment]\nflop = true", r"unknown key augment\.'flop'; known keys: flip, jitter, language, min_scale"),
         ("[train]\nobjective = 'cidr'", r"train\.objective must be 'likelihood' or 'cider', not 'cidr'"),
         ("[train]\nepochs = 'many'", r"train\.epochs must be int, not 'many'"),
         ("[train]\nobjective = 'cider'\nsamples = 1", r"train\.samples must be at least 2"),
