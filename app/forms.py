@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -72,9 +73,9 @@ async def read_form(content_type: str, stream: AsyncIterator[bytes], count: int)
     if not boundary:
         raise BadMultipart("the form cannot be read: its content type has no boundary")
     parts = _Parts(count)
-    names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
+    callbacks: Any = {name: getattr(parts, name) for name in dir(parts) if name.startswith("on_")}
     try:
-        parser = MultipartParser(boundary, {f"on_{name}": getattr(parts, f"on_{name}") for name in names})  # type: ignore[arg-type]
+        parser = MultipartParser(boundary, callbacks)
         async for chunk in stream:
             parser.write(chunk)
         parser.finalize()
