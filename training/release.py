@@ -232,7 +232,8 @@ def card(facts: Mapping[str, Any]) -> str:
         )
     lines += ["", "## Data", "", *(f"- {text}" for text in facts["data"]), "", "## Terms", "", facts["terms"], ""]
     lines += ["## Limits", "", *(f"- {text}" for text in facts["limits"]), ""]
-    lines += ["## Failures seen", "", *(f"- {text}" for text in facts["failures"]), ""]
+    if facts["failures"]:
+        lines += ["## Failures seen", "", *(f"- {text}" for text in facts["failures"]), ""]
     return "\n".join(lines)
 
 
