@@ -695,7 +695,7 @@ def folder(data: CaptionData) -> str:
         (["--recipe", "nonesuch", "--data", "{folder}"], "error: no recipe at nonesuch"),
         (["--recipe", "{tmp}/wrong.toml", "--data", "{folder}"], "error: unknown key 'epoch'"),
         (["--recipe", "flickr8k", "--data", "{tmp}/nowhere"], "nowhere: no such file or folder"),
-        (["--recipe", "flickr8k", "--data", "{tmp}"], "found no captions"),
+        (["--recipe", "flickr8k", "--data", "{tmp}"], "found no captions. Looked for: "),
         (["--recipe", "{tmp}/odd.toml", "--data", "{folder}"], "error: unknown encoder 'vgg99'"),
         (["--recipe", "{tmp}/file.toml", "--data", "{folder}"], "error: no encoder weights at nowhere.pth"),
         (["--recipe", "flickr8k", "--data", "{folder}", "--init", "{tmp}/none"], "error: no checkpoint folder at"),
