@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from model.vocabulary import CONTINUES, END, SPECIAL, UNKNOWN, words_of
 from tests.training.tiny import CPU, recipe, shapes
+from training import engine
 from training import train as training
 from training.cider import CiderD
 from training.pieces import build_pieces
@@ -102,7 +103,7 @@ def test_the_reward_of_self_critical_training_is_of_whole_words(
             seen.extend(sentence)
             return super()._count(sentence)
 
-    monkeypatch.setattr(training, "CiderD", Watched)
+    monkeypatch.setattr(engine, "CiderD", Watched)
     data = shapes(tmp_path)
     of = replace(recipe(objective="cider", epochs=1, samples=2), vocabulary="pieces", pieces=30)
     training.train(of, data, tmp_path / "run", tmp_path / "cache", CPU, None)
