@@ -7,7 +7,7 @@ import os
 import sys
 
 from app.main import create_app, open_engine
-from app.server import FACTORY, serve
+from app.serving.server import FACTORY, serve
 from app.settings import SettingsError, from_environment
 from model.errors import CaptionModelError
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app import images
 from app.errors import ServiceError
 from app.explain_html import SIDE, ExplanationFile
 from app.schemas import CaptionOut, CaptionParams, caption_out
@@ -21,6 +20,7 @@ from app.settings import DEFAULT_MODEL
 from caption_client import answers
 from caption_client.answers import Caption, Image
 from caption_client.cli import Outcome, ahead
+from model import images
 from model.config import SearchConfig
 from model.runtime.engine import CaptionEngine, load_engine
 

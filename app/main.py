@@ -17,11 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.metrics import Metrics
-from app.middleware import AllowedHosts, ForwardedPrefix, RequestContext
 from app.routes import caption, health, model, page, problems
 from app.schemas import Problem
-from app.security import require_key
-from app.service import CaptionService
+from app.serving.middleware import AllowedHosts, ForwardedPrefix, RequestContext
+from app.serving.security import require_key
+from app.serving.service import CaptionService
 from app.settings import Settings, from_environment
 from model.runtime.engine import CaptionEngine, load_engine
 

@@ -7,7 +7,7 @@ import os
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # set by app.server when there are several workers
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # set by app.serving.server when there are several workers
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PICTURES = (1, 2, 4, 8, 16, 32, 64, 128)
 

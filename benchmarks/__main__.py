@@ -33,13 +33,13 @@ from typing import Any
 
 import numpy as np
 import psutil
-from contenders import ROOT, WEIGHTS, Blip, PythonBeam
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import docs
+from benchmarks.contenders import ROOT, WEIGHTS, Blip, PythonBeam
 
-from app import images  # isort: skip
+from model import images  # isort: skip
 from app.schemas import caption_out  # isort: skip
 import openvino as ov  # isort: skip
 import openvino.opset13 as opset  # isort: skip

@@ -1,6 +1,6 @@
-"""What extreme pictures cost to decode: `python scripts/decode_costs.py` prints the table in docs/security.md.
+"""What extreme pictures cost to decode: `python -m benchmarks.decode_costs` prints the table in docs/security.md.
 
-Each is decoded by `app.images.read` in a fresh process, without limits.
+Each is decoded by `model.images.read` in a fresh process, without limits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SIDE = 7000  # 49 megapixels, just within CAPTION_MAX_PIXELS
 READ = """
 import resource, sys
-from app import images
+from model import images
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

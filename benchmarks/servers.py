@@ -1,4 +1,4 @@
-"""Other ways of serving the same weights, for scripts/bench: `python scripts/servers.py NAME --port N`.
+"""Other ways of serving the same weights, for scripts/bench: `python -m benchmarks.servers NAME --port N`.
 
 Each answers POST /caption with the multipart field `image`.
 """

@@ -1,4 +1,4 @@
-"""`python -m app.soak`: drive a live server with good, broken, oversize, lying and hostile pictures and with hang-ups.
+"""`python -m benchmarks.soak`: drive a live server with good, broken, oversize, lying and hostile pictures.
 
 Starts a server on a free loopback port, sends `--requests` requests from `--clients` clients, and
 checks what must hold whatever comes: every answer is the one its picture deserves, no 5xx but 503
@@ -159,7 +159,7 @@ def check(tally: Tally, served: dict[int, int]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the soak; 0 if everything held."""
-    parser = argparse.ArgumentParser(prog="python -m app.soak", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=16)
     given = parser.parse_args(arguments)

@@ -111,7 +111,7 @@ def load_captioner(folder: Path) -> Captioner:
 
 
 def save_captioner(captioner: Captioner, folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write `captioner` and `metrics` as a checkpoint folder; its serving graphs are `training.export`'s."""
+    """Write `captioner` and `metrics` as a checkpoint folder; its serving graphs are `training.finishing.export`'s."""
     import torch
     from safetensors.torch import save_file
 

@@ -2,7 +2,7 @@
 
 A picture's format is told by its first bytes (a file's name and content type are not believed) and
 its number of pixels is read from its header before anything is decoded. What a file costs none of that
-tells: the service calls this in processes with limits (`app.decoder`); docs/security.md has the figures.
+tells: the service calls this in processes with limits (`app.pictures.decoder`); docs/security.md has the figures.
 Training reads its pictures with it too, so that what was measured is what is served.
 """
 

@@ -13,7 +13,7 @@ def to_pixels(image: Image.Image, config: PreprocessConfig) -> NDArray[np.uint8]
     """Any picture -> (size, size, 3) uint8 RGB, the whole picture stretched to the square.
 
     Stretched, not cropped: nothing at the edges is lost, and it is how the training pictures came.
-    A picture of the right size passes unchanged. Alpha must have been composited before (`app.images`).
+    A picture of the right size passes unchanged. Alpha must have been composited before (`model.images`).
     """
     if image.mode != "RGB":
         image = image.convert("RGB")

@@ -94,7 +94,7 @@ class Vocabulary:
     """The tokens a decoder knows, special ones first; ids are positions.
 
     They are words, or, where any begins with `CONTINUES`, pieces of words ("skate", "##board") as
-    `training.pieces` learns them: a word is cut from its start, the longest known piece each time.
+    `training.language.pieces` learns them: a word is cut from its start, the longest known piece each time.
     """
 
     def __init__(self, words: Sequence[str]) -> None:

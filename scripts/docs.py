@@ -203,7 +203,7 @@ def quality_block(metrics: Mapping[str, Any]) -> str:
             f"({metrics['search']}), scored by coco-caption, percent (95 % intervals in brackets); "
             "settings were chosen on validation pictures, nothing on test pictures:",
             table(["", *columns], rows),
-            "Printed by `python -m training.evaluate --data SET --split test`; the "
+            "Printed by `python -m training.commands.evaluate --data SET --split test`; the "
             "[model card](model/weights/default/README.md) has the recipe, the limits and the validation figures.",
         ]
     )

@@ -115,7 +115,7 @@ def test_the_wheel_holds_the_model_the_page_and_the_recipes(tmp_path: Path) -> N
     names = set(wheel.namelist())
     assert shipped
     assert shipped <= names
-    assert {"app/__main__.py", "model/runtime/openvino_engine.py", "training/train.py"} <= names
+    assert {"app/__main__.py", "model/runtime/openvino_engine.py", "training/loop.py"} <= names
     assert {f"{name}/py.typed" for name in ("app", "caption_client", "model", "training")} <= names
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "LICENSE-WEIGHTS"}
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.sides import Language
+from training.language.sides import Language
 
 
 @dataclass(frozen=True, slots=True)

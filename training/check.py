@@ -15,7 +15,8 @@ import torch
 
 from model.checkpoint import save_captioner
 from model.vocabulary import UNKNOWN, Vocabulary, words_of
-from training import train as trainer
+from training import initialisation
+from training import loop as trainer
 from training.config import Recipe
 from training.data import CaptionData
 
@@ -36,10 +37,10 @@ def report(
 ) -> str:
     """Parts, words, cut captions, what is left out, and disk and time of a run, as lines to read.
 
-    Raises what `training.train.train` raises where the run could not start.
+    Raises what `training.loop.train` raises where the run could not start.
     """
     train = data.required("train")
-    captioner = trainer._captioner(recipe, data, init)
+    captioner = initialisation.initial_captioner(recipe, data, init)
     lines = [*parts(data), *left_out(data)]
     for name, pictures in (("training", train), ("validation", data.required("val"))):
         captions = [caption for picture in pictures for caption in picture.captions]
@@ -113,7 +114,7 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if init is None:  # the vocabulary of all captions costs more than that of a few
-            captioner, init = trainer._captioner(recipe, data, None), folder / "init"
+            captioner, init = initialisation.initial_captioner(recipe, data, None), folder / "init"
             save_captioner(captioner, init, {})
             recipe = replace(recipe, model=captioner.config)
         logging.disable(logging.WARNING)

@@ -1,10 +1,10 @@
 """The processes that decode pictures for the service: what they may use is limited, and they can be ended.
 
 No decoder can be trusted in the server's process: a JPEG of 20 MB may hold 200,000 scans, an AVIF of 1 x 1
-pixels may unpack to 16,384 x 16,384, a thread cannot be stopped. So `app.guard` starts `python -m app.decoder`
-once, which loads every decoder and then forks a worker whenever it is asked to: that takes milliseconds, and
-the workers share what was loaded. A worker has no environment, opens no files, writes none, and ends with the
-server however that ends. It gets a file and gives pixels in memory shared with the server.
+pixels may unpack to 16,384 x 16,384, a thread cannot be stopped. So `app.pictures.guard` starts
+`python -m app.pictures.decoder` once, which loads every decoder and then forks a worker whenever it is asked to: that
+takes milliseconds, and the workers share what was loaded. A worker has no environment, opens no files, writes none,
+and ends with the server however that ends. It gets a file and gives pixels in memory shared with the server.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from app import images
 from app.errors import BrokenImage, ServiceError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
+from model import images
 from model.config import PreprocessConfig, from_dict
 from model.preprocess import to_pixels
 

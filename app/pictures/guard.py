@@ -1,4 +1,4 @@
-"""Decodes every picture in a few guarded processes (`app.decoder`), so that none costs more than it may.
+"""Decodes every picture in a few guarded processes (`app.pictures.decoder`), so that none costs more than it may.
 
 A picture first gets a little time and memory, which all but a few in a thousand photographs never use up. One that
 does is dear: it goes on while nothing else waits, but when others do, all dear ones but one are ended and begin
@@ -31,29 +31,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.decoder import (
-    COMMAND,
-    DONE,
-    ERRORS,
-    FAILED,
-    FORK,
-    MAX_MESSAGE,
-    READY,
-    REAP,
-    REPLY,
-    REPORT,
-    REQUEST,
-    STOPS,
-    Limits,
-)  # fmt: skip
 from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly
-from app.images import FORMATS
 from app.metrics import Metrics
+from app.pictures.decoder import (
+    COMMAND,  # fmt: skip
+    DONE,  # fmt: skip
+    ERRORS,  # fmt: skip
+    FAILED,  # fmt: skip
+    FORK,  # fmt: skip
+    MAX_MESSAGE,  # fmt: skip
+    READY,  # fmt: skip
+    REAP,  # fmt: skip
+    REPLY,  # fmt: skip
+    REPORT,  # fmt: skip
+    REQUEST,  # fmt: skip
+    STOPS,  # fmt: skip
+    Limits,  # fmt: skip
+)
 from model.config import PreprocessConfig
+from model.images import FORMATS
 
 logger = logging.getLogger("app.guard")
 
-ROOT = Path(__file__).parents[1]  # where `app` is imported from
+ROOT = Path(__file__).parents[2]  # where `app` is imported from
 MEGABYTE = 2**20
 QUICK, QUICK_PER_BYTE = 0.1, 20e-9  # seconds of CPU after which a picture is dear
 QUICK_SHARE = 4  # of the memory that a picture may take it has a quarter at first; one at a time may have all
@@ -398,7 +398,7 @@ class Guard:
         old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "app.decoder", str(theirs.fileno()), json.dumps(limits)],
+                [sys.executable, "-P", "-m", "app.pictures.decoder", str(theirs.fileno()), json.dumps(limits)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BadParameter, BodyTimeout, ClientGone, Overloaded, TooLarge, UnsupportedMedia
-from app.forms import read_form
+from app.pictures.forms import read_form
 
 ENVELOPE = 64 * 1024  # bytes that a form may hold besides its files
 ONE, MANY = ("image", "file"), ("images", "files")  # names of form fields; the first is the documented one

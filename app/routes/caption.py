@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import uploads
 from app.errors import ServiceError, problem
+from app.pictures import uploads
 from app.routes.problems import problems
 from app.schemas import CaptionParams, CaptionResponse, CaptionsResponse, Problem, Result
-from app.service import CaptionService, unless_gone
+from app.serving.service import CaptionService, unless_gone
 
 router = APIRouter(tags=["captions"])
 Params = Annotated[CaptionParams, Query()]

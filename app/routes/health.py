@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from app.errors import EngineHangs, NotReady
 from app.routes.problems import problems
 from app.schemas import Health
-from app.service import CaptionService
+from app.serving.service import CaptionService
 
 router = APIRouter(prefix="/health", tags=["health"])
 

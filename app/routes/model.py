@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.routes.problems import problems
 from app.schemas import ModelResponse
-from app.service import CaptionService
+from app.serving.service import CaptionService
 
 router = APIRouter(tags=["about"])
 

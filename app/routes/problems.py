@@ -66,7 +66,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     code = codes.get(error.status_code, "http_error")
     headers = dict(error.headers or {})
     if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # app.middleware
+        headers["Allow"] = "GET, HEAD"  # app.serving.middleware
     return _response(request, error.status_code, code, str(error.detail), headers)
 
 

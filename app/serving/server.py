@@ -22,9 +22,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from app.errors import BadRequest, HeadersTooLarge, HeaderTimeout, Overloaded, ServiceError
-from app.logs import log_config
 from app.metrics import MULTIPROCESS
-from app.middleware import LINGER_SECONDS, REFUSAL
+from app.serving.logs import log_config
+from app.serving.middleware import LINGER_SECONDS, REFUSAL
 from app.settings import Settings, to_environment
 from model.errors import CaptionModelError
 
@@ -55,7 +55,8 @@ class _Config(uvicorn.Config):
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, with the limits it lacks: time and bytes for headers, and open connections.
 
-    What it refuses is answered by the application too (`app.middleware`), so that it is logged and counted alike.
+    What it refuses is answered by the application too (`app.serving.middleware`), so that it is logged and
+    counted alike.
     """
 
     config: _Config
@@ -381,7 +382,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _sample() -> Path:
-    sample = Path(__file__).parent / "static" / "sample.jpg"
+    sample = Path(__file__).parents[1] / "static" / "sample.jpg"
     return Path(os.path.relpath(sample)) if sample.is_file() else Path("picture.jpg")
 
 

@@ -11,13 +11,13 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from starlette.requests import Request
 
-from app.batching import Answer, Batcher, Line
 from app.errors import ClientGone, DeadlineExceeded, ServiceError, TooLarge
-from app.guard import Decoded, Guard
 from app.metrics import Metrics
+from app.pictures.guard import Decoded, Guard
+from app.pictures.uploads import UploadMemory
 from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, caption_out, timing
+from app.serving.batching import Answer, Batcher, Line
 from app.settings import Settings
-from app.uploads import UploadMemory
 from model.runtime.engine import CaptionEngine
 
 T = TypeVar("T")

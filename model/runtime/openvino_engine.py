@@ -318,4 +318,6 @@ def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:
     try:
         return core.read_model(path)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); export it again with training.export") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); export it again with training.finishing.export"
+        ) from error

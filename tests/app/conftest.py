@@ -13,7 +13,7 @@ from tests.app.fakes import FakeEngine, FakeGuard
 @pytest.fixture(autouse=True)
 def _decoding_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares most tests the start of processes; test_guard.py and tests/e2e have the real ones."""
-    monkeypatch.setattr("app.service.Guard", FakeGuard)
+    monkeypatch.setattr("app.serving.service.Guard", FakeGuard)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app import images
-from app.guard import Decoded, Guard
+from app.pictures.guard import Decoded, Guard
+from model import images
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
 from model.preprocess import to_pixels

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from app.metrics import Metrics
 from tests.app.fakes import POISON, FakeEngine
-from tests.app.pictures import plain
+from tests.pictures import plain
 
 
 def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from app import images
 from app.errors import TooLarge
-from app.soak import FORMATS, Tally, bomb, check, draw, padded, scans
+from benchmarks.soak import FORMATS, Tally, bomb, check, draw, padded, scans
+from model import images
 
 
 def tally() -> Tally:

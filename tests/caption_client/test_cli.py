@@ -24,8 +24,8 @@ from caption_client.answers import Answer, Result
 from caption_client.client import CaptionClient, CaptionError
 from model.errors import CheckpointError
 from tests.app.fakes import POISON, FakeEngine, FakeRegions
-from tests.app.pictures import plain
 from tests.caption_client.test_client import ANSWER
+from tests.pictures import plain
 
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 20)]
 

@@ -16,7 +16,7 @@ from caption_client import client as client_module
 from caption_client.answers import Result
 from caption_client.client import AsyncCaptionClient, CaptionClient, CaptionError, retry_after
 from tests.app.fakes import FakeEngine
-from tests.app.pictures import plain
+from tests.pictures import plain
 
 PICTURE = plain((200, 20, 20))
 ANSWER = {

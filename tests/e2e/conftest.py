@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FAKE = (
-    "import sys; from app.server import serve; from app.settings import Settings; "
+    "import sys; from app.serving.server import serve; from app.settings import Settings; "
     "sys.exit(serve(Settings(), 'tests.app.fakes:create_app'))"
 )
 

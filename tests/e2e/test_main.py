@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from app.settings import DEFAULT_MODEL
-from tests.app.pictures import plain
 from tests.e2e.conftest import ROOT, Start
+from tests.pictures import plain
 
 SERVE = ["-m", "app", "--device", "cpu"]
 
@@ -115,7 +115,7 @@ def test_batched_answers_are_the_single_ones(start: Start, sample: bytes) -> Non
 
 def test_serving_imports_no_training_and_no_torch() -> None:
     code = (
-        "import sys, app.__main__, app.main, app.server, app.guard\n"
+        "import sys, app.__main__, app.main, app.serving.server, app.pictures.guard\n"
         "print([m for m in sys.modules if m.partition('.')[0] in ('torch', 'torchvision', 'training', 'scipy')])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

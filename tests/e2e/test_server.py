@@ -1,4 +1,4 @@
-"""app/server.py, on live servers around the fake engine."""
+"""app/serving/server.py, on live servers around the fake engine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import httpx
 import psutil
 import pytest
 
-from app.middleware import SECURITY_HEADERS
+from app.serving.middleware import SECURITY_HEADERS
 from app.settings import Settings
-from tests.app.pictures import many_scans, plain
 from tests.e2e.conftest import Server, Start
+from tests.pictures import many_scans, plain
 
 GREEN = plain((16, 200, 40))
 TIMEOUT = httpx.Timeout(60)

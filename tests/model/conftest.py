@@ -6,7 +6,7 @@ import pytest
 
 from model.checkpoint import save_captioner
 from tests.model.tiny import captioner
-from training.export import export
+from training.finishing.export import export
 
 
 @pytest.fixture(scope="session")

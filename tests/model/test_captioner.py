@@ -14,7 +14,7 @@ from model.encoder import as_regions
 from model.runtime.engine import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import SIZE, captioner, liven, pictures
-from training.export import export
+from training.finishing.export import export
 
 
 def test_normalises_like_preprocess() -> None:

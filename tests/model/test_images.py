@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import images
 from app.errors import BrokenImage, TooLarge, UnsupportedMedia, UnsupportedVariant
-from app.images import Picture
+from model import images
 from model.config import PreprocessConfig
+from model.images import Picture
 from model.preprocess import to_pixels
-from tests.app.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain, png, quarters
+from tests.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain, png, quarters
 
 LIMIT = 50_000_000
 # What lossy codecs may change, in levels; palettes of 256 web colours are coarser.

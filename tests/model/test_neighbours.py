@@ -6,7 +6,7 @@ import pytest
 
 from model.errors import CheckpointError
 from model.neighbours import Neighbours, hash_ngrams
-from training.cider import CiderD
+from training.scoring.cider import CiderD
 
 CAPTIONS = [
     [[4, 5, 6, 7], [4, 5, 6, 8]],

@@ -16,7 +16,7 @@ from model.runtime import CaptionEngine, load_engine
 from model.search import Hypothesis
 from model.vocabulary import END
 from tests.model.tiny import VOCABULARY, captioner, pictures
-from training.export import export
+from training.finishing.export import export
 
 DOG, CAT, RUNS, SITS = (VOCABULARY.words.index(word) for word in ("dog", "cat", "runs", "sits"))
 TAGS = ("dog", "cat")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from app.main import create_app
-from app.server import listen
+from app.serving.server import listen
 from app.settings import Settings
 from model.runtime.engine import CaptionEngine
 

@@ -9,8 +9,8 @@ from model.vocabulary import Vocabulary
 from tests.training import tiny
 from tests.training.data.files import jpeg, write
 from training import check
+from training.commands.train import main
 from training.data import CaptionData, Picture
-from training.train import main
 
 GERMAN = ("Ein großer Hund, der über die Wiese läuft.", "Zwei Bären schlafen", "Eine Frau\nfährt Rad")
 

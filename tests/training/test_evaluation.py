@@ -17,8 +17,9 @@ from model.config import DecoderConfig, ModelConfig, PreprocessConfig, SearchCon
 from model.runtime.engine import CaptionEngine, Regions
 from model.vocabulary import Vocabulary
 from tests.training.shapes import write_shapes
+from training.commands.evaluate import main
 from training.data import Picture, read
-from training.evaluate import caption_pictures, main
+from training.evaluation import caption_pictures
 
 
 class Colours(Regions):

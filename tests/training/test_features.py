@@ -20,8 +20,8 @@ from tests.training import tiny
 from training import features
 from training.augment import AugmentConfig, augment
 from training.data import CaptionData, DataError, Picture
-from training.engine import memory_of
 from training.features import Features, before_head, cached
+from training.objectives import memory_of
 
 FLIPS = AugmentConfig(flip=True, min_scale=0.8)
 

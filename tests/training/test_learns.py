@@ -16,7 +16,8 @@ from model.runtime.engine import CaptionEngine
 from tests.page.browser import chromium, open_browser
 from tests.page.live import serving
 from tests.training.shapes import in_language, write_shapes
-from training import export, train
+from training.commands import export as export_command
+from training.commands import train as train_command
 from training.data import read
 
 HELD_OUT = 100  # pictures
@@ -90,11 +91,11 @@ def test_other_languages_are_learnt_served_and_shown(language: str, folder: Path
 
 
 def _train(folder: Path, recipe: str, run: Path) -> None:
-    assert train.main(
+    assert train_command.main(
         ["--recipe", recipe, "--data", str(folder / "shapes"), "--run", str(run), "--cache", str(folder / "cache"),
          "--device", "cpu"]
     ) == 0  # fmt: skip
-    assert export.main([str(run / "best")]) == 0
+    assert export_command.main([str(run / "best")]) == 0
 
 
 def _speak(folder: Path, run: Path) -> tuple[CaptionEngine, list[str], list[str]]:

@@ -25,22 +25,15 @@ from model.vocabulary import Vocabulary
 from tests.model.tiny import liven
 from tests.training import tiny
 from tests.training.shapes import write_shapes
-from training import engine, process
+from training import batching, objectives, process, validation
+from training.commands.train import main
 from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
-from training.engine import Evaluation, TrainingDiverged
-from training.sides import mirrored
-from training.train import (
-    FEWEST,
-    _parameter_groups,
-    _schedule,
-    best_epoch,
-    chosen_by,
-    extended,
-    inherited,
-    main,
-    train,
-)
+from training.initialisation import extended, inherited
+from training.language.sides import mirrored
+from training.loop import train
+from training.optimisation import TrainingDiverged, learning_rate_factor, parameter_groups
+from training.validation import FEWEST, Evaluation, best_epoch, chosen_by
 
 ALWAYS, NEVER = -1.0, 1e9  # save_every: after each step, or only after each epoch
 
@@ -156,7 +149,7 @@ def test_the_best_checkpoint_is_of_the_best_epoch_and_a_run_without_progress_sto
         weights.append(captioner.decoder.output.weight.detach().clone())
         return Evaluation([["a"]], {"shapes": next(scores), "more": 100.0}, 1.0, 0.0)
 
-    monkeypatch.setattr(engine, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     best = run(tiny.recipe(epochs=50, patience=3, average=0.0), data, tmp_path, cache)
     assert len(weights) == 5  # 3 epochs after the best one
     assert load_captioner(best).state_dict()["decoder.output.weight"].equal(weights[1].half().float())
@@ -185,7 +178,7 @@ def test_only_what_the_recipe_trains_changes(data: CaptionData, cache: Path, tmp
         assert names
         state = torch.load(tmp_path / str(stages) / "state.pt", weights_only=True)
         moved = {int(i) for i in state["optimizer"]["state"]}
-        groups = _parameter_groups(fresh, len(fresh.encoder.stages) - stages, recipe.train)
+        groups = parameter_groups(fresh, len(fresh.encoder.stages) - stages, recipe.train)
         assert len(moved) == sum(len(group["params"]) for group in groups)
         assert len(groups) == (2 if stages == 0 else 6)
 
@@ -193,7 +186,7 @@ def test_only_what_the_recipe_trains_changes(data: CaptionData, cache: Path, tmp
 def test_later_stages_learn_faster_and_vectors_do_not_decay(data: CaptionData) -> None:
     recipe = tiny.recipe(learning_rate=1.0, encoder_learning_rate=0.1, encoder_decay=0.5, weight_decay=0.2)
     captioner = tiny.captioner(data)
-    groups = _parameter_groups(captioner, 6, recipe.train)
+    groups = parameter_groups(captioner, 6, recipe.train)
     assert [group["peak"] for group in groups] == pytest.approx([1, 1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
     for group in groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
@@ -203,16 +196,16 @@ def test_later_stages_learn_faster_and_vectors_do_not_decay(data: CaptionData) -
 
 
 def test_the_schedule_warms_up_and_falls_to_a_twentieth() -> None:
-    rates = [_schedule(step, 100, 10) for step in range(101)]
+    rates = [learning_rate_factor(step, 100, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1
     assert rates[100] == pytest.approx(0.05)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert _schedule(3, 2, 10) == pytest.approx(0.4)  # a run shorter than its warm-up
+    assert learning_rate_factor(3, 2, 10) == pytest.approx(0.4)  # a run shorter than its warm-up
     for steps in (25, 100, 5000):  # a share is of the steps that there are
-        assert _schedule(round(0.2 * steps), steps, 0.2) == pytest.approx(1)
-        assert _schedule(0, steps, 0.2) == pytest.approx(5 / steps)
-    assert _schedule(0, 10, 0.0) == 1
+        assert learning_rate_factor(round(0.2 * steps), steps, 0.2) == pytest.approx(1)
+        assert learning_rate_factor(0, steps, 0.2) == pytest.approx(5 / steps)
+    assert learning_rate_factor(0, 10, 0.0) == 1
 
 
 def test_a_small_set_gets_more_epochs_and_as_much_more_patience(
@@ -220,7 +213,7 @@ def test_a_small_set_gets_more_epochs_and_as_much_more_patience(
 ) -> None:
     """3 steps an epoch: 7 epochs in place of 2, and a patience of 3.5 in place of 1."""
     scores = iter([9.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0])
-    monkeypatch.setattr(engine, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": next(scores)}, 1.0, 0.0))
+    monkeypatch.setattr(validation, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": next(scores)}, 1.0, 0.0))
     run(tiny.recipe(epochs=2, min_steps=20, patience=2, warmup=0.5), data, tmp_path / "whole", cache)
     history = json.loads((tmp_path / "whole" / "history.json").read_text())
     rates = [entry["learning_rate"] for entry in history]
@@ -239,7 +232,7 @@ def test_of_too_few_validation_pictures_the_loss_chooses_the_best_epoch(
 ) -> None:
     some = (*data.split("train"), *data.split("val")[:1])
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(engine, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": 0.0}, next(losses), 0.0))
+    monkeypatch.setattr(validation, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": 0.0}, next(losses), 0.0))
     best = run(tiny.recipe(epochs=3), CaptionData(some, {}), tmp_path, cache)
     assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
     assert best_epoch(json.loads((tmp_path / "history.json").read_text()))["epoch"] == 2
@@ -305,7 +298,7 @@ def test_a_run_killed_at_any_step_or_validation_ends_like_one_never_killed(
     """3 steps and a validation, twice; each calls `likelihood_loss` once."""
     recipe = tiny.recipe(save_every=save_every, **FULL)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "likelihood_loss", dying(engine.likelihood_loss, at))
+        patch.setattr(objectives, "likelihood_loss", dying(objectives.likelihood_loss, at))
         with pytest.raises(Killed):
             run(recipe, data, tmp_path, cache)
     run(recipe, data, tmp_path, cache)
@@ -332,7 +325,7 @@ def test_self_critical_training_resumes_too(
     recipe = tiny.recipe(objective="cider", epochs=1, samples=3, save_every=ALWAYS)
     run(recipe, data, tmp_path / "whole", cache)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "cider_loss", dying(engine.cider_loss, 3))
+        patch.setattr(objectives, "cider_loss", dying(objectives.cider_loss, 3))
         with pytest.raises(Killed):
             run(recipe, data, tmp_path / "broken", cache)
     run(recipe, data, tmp_path / "broken", cache)
@@ -348,17 +341,17 @@ import os, signal, sys
 from pathlib import Path
 from tests.model.tiny import liven
 from tests.training import tiny
-from tests.training.test_train import FULL
-from training import engine
+from tests.training.test_loop import FULL
+from training import objectives
 from training.data import read
-from training.train import train
-loss, calls = engine.likelihood_loss, []
+from training.loop import train
+loss, calls = objectives.likelihood_loss, []
 def dying(*arguments):
     calls.append(1)
     if len(calls) == 6:  # the fourth was the validation
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(*arguments)
-engine.likelihood_loss = dying
+objectives.likelihood_loss = dying
 train(tiny.recipe(**FULL), read({str(data.pictures[0].path.parent.parent)!r}), Path({str(tmp_path)!r}),
       Path({str(cache)!r}), tiny.CPU, None)
 """
@@ -377,7 +370,7 @@ def test_a_finished_run_is_not_run_again(
     recipe = tiny.recipe(epochs=1)
     best = run(recipe, data, tmp_path, cache)
     before = result(tmp_path)
-    monkeypatch.setattr(engine, "likelihood_loss", dying(engine.likelihood_loss, 1))
+    monkeypatch.setattr(objectives, "likelihood_loss", dying(objectives.likelihood_loss, 1))
     assert run(recipe, data, tmp_path, cache) == best
     assert_same(result(tmp_path), before)
 
@@ -488,7 +481,7 @@ def test_sets_have_weights_in_the_choice_of_the_best_epoch(
 
     both = (*data.pictures, *(replace(picture, source="more") for picture in data.split("val")))
     recipe = replace(tiny.recipe(epochs=3), choose={"shapes": 0.2, "more": 0.8})
-    monkeypatch.setattr(engine, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     best = run(recipe, CaptionData(both, {}), tmp_path, cache)
     assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
     assert best_epoch(json.loads((tmp_path / "history.json").read_text()))["epoch"] == 2
@@ -595,8 +588,8 @@ def test_likelihood_is_added_to_the_self_critical_loss(
     data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = run(tiny.recipe(), data, tmp_path / "alone", cache)
-    monkeypatch.setattr(engine, "draw", lambda *_: None)
-    monkeypatch.setattr(engine, "cider_loss", lambda *_: (torch.zeros(()), 0.0))
+    monkeypatch.setattr(objectives, "draw", lambda *_: None)
+    monkeypatch.setattr(objectives, "cider_loss", lambda *_: (torch.zeros(()), 0.0))
     added = run(tiny.recipe(objective="cider", likelihood_weight=1.0), data, tmp_path / "added", cache)
     assert_same(load_captioner(added).state_dict(), load_captioner(alone).state_dict())
 
@@ -610,9 +603,9 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
     data = read(folder)
     recipe = tiny.recipe(objective="cider", epochs=1, samples=2, batch_size=12)
     recipe = replace(recipe, train_stages=9, augment=replace(recipe.augment, flip=True))
-    seen: list[tuple[engine.Batch, list[list[str]]]] = []
-    memory_of = engine.memory_of
-    batches: list[engine.Batch] = []
+    seen: list[tuple[batching.Batch, list[list[str]]]] = []
+    memory_of = objectives.memory_of
+    batches: list[batching.Batch] = []
 
     def watched(captioner: Any, inputs: torch.Tensor, frozen: int) -> Any:
         return memory_of(captioner, inputs, frozen)
@@ -630,15 +623,15 @@ def test_rewards_of_mirrored_pictures_come_from_mirrored_captions(
         seen.append((batches[-1], references))
         return memory.start.sum() * 0, 0.0
 
-    make = engine.CaptionSource._batch
+    make = batching.CaptionSource._batch
 
-    def batch(self: Any, *arguments: Any) -> engine.Batch:
+    def batch(self: Any, *arguments: Any) -> batching.Batch:
         batches.append(make(self, *arguments))
         return batches[-1]
 
-    monkeypatch.setattr(engine, "memory_of", watched)
-    monkeypatch.setattr(engine, "cider_loss", cider_loss)
-    monkeypatch.setattr(engine.CaptionSource, "_batch", batch)
+    monkeypatch.setattr(objectives, "memory_of", watched)
+    monkeypatch.setattr(objectives, "cider_loss", cider_loss)
+    monkeypatch.setattr(batching.CaptionSource, "_batch", batch)
     run(recipe, data, tmp_path / "run", cache)
     ((made, references),) = seen
     assert True in made.flipped
@@ -656,14 +649,14 @@ def test_divergence_stops_with_advice_and_keeps_the_last_save(
     data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny.recipe(save_every=ALWAYS)
-    loss, calls = engine.likelihood_loss, []
+    loss, calls = objectives.likelihood_loss, []
 
     def diverging(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return loss(*arguments) * (float("nan") if len(calls) == 3 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "likelihood_loss", diverging)
+        patch.setattr(objectives, "likelihood_loss", diverging)
         with pytest.raises(TrainingDiverged, match=r"lower train\.learning_rate"):
             run(recipe, data, tmp_path, cache)
     state = torch.load(tmp_path / "state.pt", weights_only=True)

@@ -22,27 +22,17 @@ from model.search import search
 from model.vocabulary import END, PAD, START, UNKNOWN, words_of
 from tests.model.tiny import liven
 from tests.training import tiny
-from training import engine
+from training import objectives
 from training.augment import AugmentConfig, augment
-from training.cider import CiderD
+from training.batching import Batch, CaptionSource, padded
 from training.config import TrainConfig
 from training.data import Picture
-from training.engine import (
-    Batch,
-    CaptionSource,
-    TrainingDiverged,
-    WeightAverage,
-    cider_loss,
-    descend,
-    draw,
-    evaluate,
-    likelihood_loss,
-    memory_of,
-    padded,
-    training_mode,
-)
 from training.features import Features
-from training.sides import mirrored
+from training.language.sides import mirrored
+from training.objectives import cider_loss, draw, likelihood_loss, memory_of
+from training.optimisation import TrainingDiverged, WeightAverage, descend, training_mode
+from training.scoring.cider import CiderD
+from training.validation import evaluate
 
 A, RED, CIRCLE = 4, 5, 6  # any words will do
 
@@ -536,7 +526,7 @@ def test_validation_is_free_running_search_scored_by_source(captioner: Captioner
     assert not captioner.training
     with torch.no_grad():
         of = memory_of(captioner, torch.from_numpy(noise[:, 0]), 9)
-        found = search(engine.TorchStepper(captioner.decoder, of), search_config)
+        found = search(objectives.TorchStepper(captioner.decoder, of), search_config)
         words = padded([[captioner.vocabulary.encode(c) for c in (mine * 2)[:2]] for mine in captions])
         loss = likelihood_loss(captioner, of, words, 0.0)
     assert result.captions == [captioner.vocabulary.decode(mine[0].words) for mine in found]

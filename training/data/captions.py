@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from app import images
 from app.errors import ServiceError
+from model import images
 from training.data import parquet
 from training.data.errors import DataError
 

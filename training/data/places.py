@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from app.images import SUFFIXES
+from model.images import SUFFIXES
 from training.data.listing import Entry, Place
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Honest confidence: `python -m training.calibrate FOLDER --data SET` fits the temperature of a checkpoint.
+"""Honest confidence: the temperature of a checkpoint.
 
 Logits are divided by one number, so that a probability of 0.7 is right seven times in ten (Guo et
 al. 2017). The order of words, and so greedy decoding, stays the same. Measured by teacher forcing:
@@ -7,13 +7,9 @@ the words so far are a reference's, the next is the reference's or not.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,14 +19,9 @@ from tqdm import tqdm
 
 from model import preprocess
 from model.captioner import Captioner
-from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, save_captioner
-from model.errors import CaptionModelError
 from model.vocabulary import PAD
-from training.data import DataError, Picture, read
-from training.engine import padded
-from training.export import export
-from training.metrics import expected_calibration_error
-from training.process import settle
+from training.batching import padded
+from training.data import DataError, Picture
 
 log = logging.getLogger("training.calibrate")
 
@@ -116,41 +107,3 @@ def fit_temperature(captioner: Captioner, outputs: Tensor, targets: Tensor) -> f
             right = low + golden * (high - low)
             at_right = surprise(right)
     return round(math.exp((low + high) / 2), 3)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.calibrate", description="Fit a checkpoint's temperature and store it."
-    )
-    parser.add_argument("folder", type=Path, help="a checkpoint folder")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
-    parser.add_argument("--split", default="val", help="pictures to fit on (default: val)")
-    options = parser.parse_args(arguments)
-    settle()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        captioner = load_captioner(options.folder)
-        pictures = read(*options.data).split(options.split)
-        if not pictures:
-            raise DataError(f"no {options.split} pictures in the data")
-        outputs, targets = teacher_force(captioner, pictures)
-        temperature = fit_temperature(captioner, outputs, targets)
-        before, after = (
-            expected_calibration_error(*confidence(captioner, outputs, targets, t))
-            for t in (captioner.config.temperature, temperature)
-        )
-        metrics = dict(open_checkpoint(options.folder).metrics)
-        captioner.config = replace(captioner.config, temperature=temperature)
-        save_captioner(captioner, options.folder, metrics)
-        if (options.folder / GRAPHS).is_dir():  # the temperature is part of the graphs
-            export(options.folder)
-    except (CaptionModelError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    log.info("temperature %.3f: calibration error %.4f, was %.4f", temperature, after, before)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Export a checkpoint's serving graphs: `python -m training.export FOLDER`.
+"""A checkpoint's serving graphs.
 
 OpenVINO graphs of the encoder (pixels to what the decoder needs of a picture) and of one decoding
 step, the latter with float16 and with 8-bit weights. They are compared with torch on random pictures
@@ -7,11 +7,8 @@ and words before anything is written.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -31,7 +28,6 @@ from model.encoder import fold_norms
 from model.errors import CaptionModelError
 from model.runtime.openvino_engine import ENCODER, STEP, STEP_INT8
 from model.vocabulary import SPECIAL, START
-from training.process import settle
 
 log = logging.getLogger("training.export")
 
@@ -205,34 +201,3 @@ def _check(path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: 
 
 def _rms(values: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description="Export the serving graphs.")
-    parser.add_argument("folder", type=Path, help="a checkpoint folder")
-    parser.add_argument("--to", type=Path, help="copy the checkpoint there first, and export there")
-    options = parser.parse_args(arguments)
-    settle()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder: Path = options.to or options.folder
-    try:
-        if options.to:
-            open_checkpoint(options.folder)
-            options.to.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=options.to.parent) as temporary:
-                # What stands there now is replaced by a whole checkpoint, or left alone.
-                copy = Path(shutil.copytree(options.folder, Path(temporary) / "checkpoint"))
-                export(copy)
-                shutil.copytree(copy, options.to, dirs_exist_ok=True)
-        else:
-            export(folder)
-    except CaptionModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    log.info("wrote %s", folder / GRAPHS)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

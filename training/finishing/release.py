@@ -1,4 +1,4 @@
-"""Make a trained checkpoint a released one: `python -m training.release RUN... --data SET... --to FOLDER`.
+"""Makes a trained checkpoint a released one.
 
 Chooses the search and fits the temperature on validation pictures, exports the serving graphs, scores
 the test pictures once with the engine that serves, and writes metrics.json and the model card.
@@ -6,15 +6,12 @@ the test pictures once with the engine that serves, and writes metrics.json and 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import logging
 import math
 import os
-import sys
 import tempfile
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,18 +25,15 @@ from model.caption import Caption
 from model.captioner import Captioner
 from model.checkpoint import METRICS, NEIGHBOURS, load_captioner, save_captioner, write_config, write_json
 from model.config import RerankConfig, SearchConfig
-from model.errors import CaptionModelError
 from model.runtime import CaptionEngine, load_engine
 from model.vocabulary import words_of
-from training import calibrate, rerank
-from training.cider import CiderD
-from training.config import set_weight
 from training.data import CaptionData, DataError, Picture, read
-from training.evaluate import Result, describe, evaluate
-from training.export import export
-from training.metrics import MetricError, expected_calibration_error, repeats_bigram, require_java
-from training.process import settle
-from training.train import best_epoch, chosen_by
+from training.evaluation import Result, describe, evaluate
+from training.finishing import calibrate, rerank
+from training.finishing.export import export
+from training.scoring.cider import CiderD
+from training.scoring.metrics import expected_calibration_error, repeats_bigram, require_java
+from training.validation import best_epoch, chosen_by
 
 log = logging.getLogger("training.release")
 
@@ -219,7 +213,7 @@ def card(facts: Mapping[str, Any]) -> str:
             f"rightly, the others {review['objects_right_below']} %.",
             "",
         ]
-    lines += ["Percent, coco-caption scoring by `training.evaluate`. Nothing was chosen on the test pictures.", ""]
+    lines += ["Percent, coco-caption scoring by `training.evaluation`. Nothing was chosen on the test pictures.", ""]
     lines += ["## Training", ""]
     for stage in facts["training"]:
         best = stage["history"][stage["best_epoch"] - 1]
@@ -338,41 +332,3 @@ def _release(
     write_json(folder / METRICS, facts)
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
     (folder / "README.md").write_text(card(facts), encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.release", description="Release a trained checkpoint.")
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="folders of the runs that led to it, or of a release; the last one's best"
-    )
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
-    parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
-    parser.add_argument("--notes", type=Path, required=True, help="TOML with the words of the card")
-    parser.add_argument(
-        "--choose",
-        type=set_weight,
-        nargs="+",
-        default=[],
-        help="SET=WEIGHT: the sets that decide (default: the first)",
-    )
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--version", required=True)
-    options = parser.parse_args(arguments)
-    settle()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))
-        missing = {"intended", "data", "terms", "limits", "failures"} - set(notes)
-        if missing:
-            raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
-        release(options.runs, options.data, options.to, notes, options.name, options.version,
-                dict(options.choose))  # fmt: skip
-    except (CaptionModelError, DataError, MetricError, OSError, tomllib.TOMLDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

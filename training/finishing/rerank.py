@@ -20,8 +20,8 @@ from model.config import RerankConfig
 from model.neighbours import Neighbours
 from model.rerank import agreement, tag_places
 from model.vocabulary import END, words_of
-from training.cider import CiderD
 from training.data import DataError, Picture
+from training.scoring.cider import CiderD
 
 log = logging.getLogger("training.rerank")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from training.data import Picture
-from training.failures import Failure
+from training.scoring.failures import Failure
 
 THUMBNAIL = 224  # pixels, the longer side
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.metrics import bootstrap, interval
+from training.scoring.metrics import bootstrap, interval
 
 WORDS = Path(__file__).parent / "objects.txt"
 AGREE = 2  # references that must name a thing for it to be there

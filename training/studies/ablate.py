@@ -1,4 +1,4 @@
-"""What each choice is worth: `python -m training.ablate --data SET [SET ...]` writes docs/ablation.md, JSON and plot.
+"""What each choice is worth: docs/ablation.md, its JSON and its plot.
 
 Every row of recipes/ablation.toml is the base recipe with one thing changed, on the same small budget; some rows
 train nothing: they search otherwise with the base row's model, or join the models of rows above. The JSON is the
@@ -9,11 +9,9 @@ where it is missing. Without --data page and plot are made from the record.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
-import sys
 import time
 import tomllib
 from collections import Counter
@@ -27,13 +25,13 @@ import torch
 
 from model.checkpoint import load_captioner, save_captioner, write_json
 from model.config import override
-from model.errors import CaptionModelError, ConfigError
-from training import engine, ensemble
-from training.config import RECIPES, Recipe
-from training.data import CaptionData, DataError, Picture, read
-from training.interpolate import SHARES, choose
-from training.process import settle
-from training.train import best_epoch, train
+from model.errors import ConfigError
+from training.config import Recipe
+from training.data import CaptionData, Picture
+from training.finishing.interpolate import SHARES, choose
+from training.loop import train
+from training.studies import ensemble
+from training.validation import best_epoch
 
 log = logging.getLogger("training.ablate")
 
@@ -51,8 +49,8 @@ class Row:
     """One line of the table: the recipe, what it changes in words, the sets trained on (none named: all).
 
     init: the row whose model training starts from, in place of fresh weights. teachers: rows to learn from.
-    between: two rows; weights between those of their models, untrained (`training.interpolate`).
-    ensemble: rows whose models speak together, untrained (`training.ensemble`).
+    between: two rows; weights between those of their models, untrained (`training.finishing.interpolate`).
+    ensemble: rows whose models speak together, untrained (`training.studies.ensemble`).
     """
 
     name: str
@@ -127,7 +125,7 @@ class Table:
 class Result:
     """What a row gave, and of what it is.
 
-    history: its epochs as `training.train` records them; of weights in between one a share, of what trains
+    history: its epochs as `training.loop` records them; of weights in between one a share, of what trains
     nothing a single one, numbered 0. pictures: trained on. scored: validation pictures by set. seconds: wall-clock.
     of: see `Table.of`.
     """
@@ -320,7 +318,8 @@ def page(table: Table, results: Mapping[str, Result]) -> str:
     text = [
         "# What each choice is worth",
         "",
-        f"Written by `python -m training.ablate`; change that, not this. Budget of a row: {recipe.train.epochs} epochs "
+        f"Written by `python -m training.commands.ablate`; change that, not this. Budget of a row: "
+        f"{recipe.train.epochs} epochs "
         f"on {base['pictures']} pictures, {recipe.train.captions_per_picture} captions each, decoder "
         f"{recipe.model.decoder.hidden_size} wide on {recipe.model.encoder.name}; "
         f"{sum(line['seconds'] for line in lines) / 60:.0f} minutes for all rows here together, run in one sitting or "
@@ -352,7 +351,7 @@ def page(table: Table, results: Mapping[str, Result]) -> str:
         ]
         text.append("")
     text += [
-        f"CIDEr: percent, free-running search on validation pictures ({scored}; `training.cider`). "
+        f"CIDEr: percent, free-running search on validation pictures ({scored}; `training.scoring.cider`). "
         "To base: the change on the first set. Loss: cross-entropy a token under teacher forcing; that of word pieces "
         "is of other tokens. Distinct: different captions. Repeats: captions with a bigram said twice. "
         "Share: how much of the second row's weights, the rest being the first's. "
@@ -405,55 +404,6 @@ def plot(table: Table, results: Mapping[str, Result], file: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.ablate", description="Make the ablation table.")
-    parser.add_argument("--data", nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
-    parser.add_argument("--table", type=Path, default=RECIPES / "ablation.toml", help="TOML with [base] and [rows]")
-    parser.add_argument("--rows", nargs="+", help="names of rows to run now; the page shows all recorded")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so long")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot are")
-    options = parser.parse_args(arguments)
-    if options.rows and not options.data:
-        parser.error("rows are run on --data")
-    settle()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    began, record = time.monotonic(), options.docs / "ablation.json"
-    try:
-        table = read_table(options.table)
-        names = [row.name for row in table.rows]
-        if unknown := set(options.rows or ()) - set(names):
-            raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
-        if options.data:
-            data, device = read(*options.data), torch.device(options.device)
-            bench = Bench(table, data, options.runs, options.cache, device, record)
-            bench.run(table.rows[0])  # all others are compared with it
-            for row in table.rows:
-                late = time.monotonic() - began > 60 * options.minutes
-                if (options.rows is None or row.name in options.rows) and not late:
-                    bench.run(row)
-        recorded = read_record(record)
-        results = table.known(recorded)
-        if "base" not in results:
-            raise ConfigError(f"{record} holds no result of the base as it is now; run it with --data")
-    except (CaptionModelError, DataError, engine.TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last save", file=sys.stderr)
-        return 130
-    if others := [name for name in recorded if name not in results]:
-        log.warning("not shown, because they have changed since or are no rows any more: %s", ", ".join(others))
-    text = page(table, results)
-    plot(table, results, options.docs / "images" / "ablation.png")
-    (options.docs / "ablation.md").write_text(text, encoding="utf-8")
-    print(text)
-    return 0
-
-
 def _searching(recipe: Recipe, base: Recipe) -> Recipe:
     """The base with the recipe's search."""
     return replace(base, model=replace(base.model, search=recipe.model.search))
@@ -470,7 +420,3 @@ def _in_words(change: Mapping[str, Any], prefix: str = "") -> str:
         for key, value in change.items()
     ]
     return ", ".join(parts)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

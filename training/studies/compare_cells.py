@@ -1,4 +1,4 @@
-"""The recurrent cells compared: `python -m training.compare_cells --data SET` writes docs/cells.md and its plots.
+"""The recurrent cells compared: docs/cells.md and its plots.
 
 First, how much of the first input reaches step t: the norm of the gradient of s_t with respect to
 x_1. Then a task in which memory over many steps decides: to say the first word again after t others. Then
@@ -8,10 +8,8 @@ decoders of each cell, and one without attention, trained on pictures with the s
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +26,10 @@ from torch import Tensor, nn
 from model.cells import CELLS, Cell
 from model.checkpoint import load_captioner
 from model.config import CellKind
-from model.errors import CaptionModelError
-from training.config import Recipe, find_recipe
-from training.data import CaptionData, DataError, read
-from training.process import settle
-from training.train import best_epoch, train
+from training.config import Recipe
+from training.data import CaptionData
+from training.loop import train
+from training.validation import best_epoch
 
 log = logging.getLogger("training.compare_cells")
 
@@ -187,8 +184,8 @@ def cells_section(
     return [
         "# The recurrent cells, compared",
         "",
-        "Written by `python -m training.compare_cells --data SET`; change that, not this. Without `--data` it writes "
-        "anew what comes before the pictures.",
+        "Written by `python -m training.commands.compare_cells --data SET`; change that, not this. Without `--data` it "
+        "writes anew what comes before the pictures.",
         "",
         "![How much of the first input reaches step t, and how often the first word is said again](images/memory.png)",
         "",
@@ -326,52 +323,3 @@ def _table(rows: Mapping[str, Sequence[str]]) -> list[str]:
     head = "| cell | " + " | ".join(f"t = {t}" for t in SHOWN) + " |"
     lines = [f"| {name} | " + " | ".join(values[t - 1] for t in SHOWN) + " |" for name, values in rows.items()]
     return [head, "|---" * (len(SHOWN) + 1) + "|", *lines]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.compare_cells", description="Compare the cells.")
-    parser.add_argument("--data", nargs="+", help="caption sets; PATH[:val=N,seed=S]; without: nothing with pictures")
-    parser.add_argument("--recipe", default="cells", help="a TOML file, or the name of one in training/recipes")
-    parser.add_argument("--runs", type=Path, default=Path("runs/cells"), help="where the runs go")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where cells.md and its plots go")
-    options = parser.parse_args(arguments)
-    settle()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    file: Path = options.docs / "cells.md"
-    try:
-        recipe = find_recipe(options.recipe)
-        data = read(*options.data) if options.data else None
-        sizes = recipe.model.decoder.embed_size, recipe.model.decoder.hidden_size
-        start: dict[str, list[Norms]] = {
-            kind: [reach_at_start(kind, seed, *sizes) for seed in range(SEEDS)] for kind in KINDS
-        }
-        task = MemoryTask()
-        remembered: dict[str, list[Norms]] = {}
-        for kind in KINDS:
-            log.info("saying the first word again: %s", kind)
-            remembered[kind] = [remember(kind, task, seed) for seed in range(TRAINED_SEEDS)]
-        if data:
-            trained = train_decoders(recipe, data, options.runs, options.cache, torch.device(options.device))
-    except (CaptionModelError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    plot_cells(start, remembered, options.docs / "images" / "memory.png")
-    text = "\n".join(cells_section(start, remembered, sizes, task))
-    if data:
-        used = data.split("train")
-        source = ", ".join(dict.fromkeys(p.source for p in used))
-        plot_pictures(trained, options.docs / "images" / "cells.png")
-        text += "\n".join(pictures_section(trained, recipe, len(used), source))
-    elif file.is_file():
-        _, heading, rest = file.read_text(encoding="utf-8").partition(PICTURES)
-        text += heading + rest
-    file.write_text(text, encoding="utf-8")
-    print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

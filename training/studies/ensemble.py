@@ -21,7 +21,7 @@ from model.errors import CheckpointError
 from model.runtime.torch_engine import TorchStepper
 from model.search import Stepper
 from model.vocabulary import PAD
-from training import engine, features
+from training import features, objectives, validation
 from training.augment import AugmentConfig
 from training.config import TrainConfig
 from training.data import Picture
@@ -71,7 +71,7 @@ def evaluate(
     device: torch.device,
     search_config: SearchConfig,
     config: TrainConfig,
-) -> engine.Evaluation:
+) -> validation.Evaluation:
     """`engine.evaluate` of what the members say together, each at its own temperature."""
     if len({member.vocabulary.words for member in members}) > 1:
         raise CheckpointError("captioners of different vocabularies have no mean")
@@ -84,7 +84,7 @@ def evaluate(
 
     def speak(rows: list[int], words: Tensor) -> tuple[Stepper, Tensor]:
         memories = [
-            engine.memory_of(member, its.batch(rows, [0] * len(rows), device), its.stages)
+            objectives.memory_of(member, its.batch(rows, [0] * len(rows), device), its.stages)
             for member, its in zip(members, seen, strict=True)
         ]
         steppers = [
@@ -93,4 +93,4 @@ def evaluate(
         ]
         return EnsembleStepper(steppers), likelihood_loss(members, memories, words)
 
-    return engine.evaluate_with(speak, members[0].vocabulary, seen[0].pictures, device, search_config, config)
+    return validation.evaluate_with(speak, members[0].vocabulary, seen[0].pictures, device, search_config, config)

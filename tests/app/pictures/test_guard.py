@@ -19,8 +19,6 @@ import pytest
 from PIL import Image
 from prometheus_client import generate_latest
 
-from app import guard as module
-from app import images
 from app.errors import (
     BrokenImage,
     DecoderFailed,
@@ -31,12 +29,14 @@ from app.errors import (
     UnsupportedMedia,
     UnsupportedVariant,
 )
-from app.guard import Decoded, Guard
 from app.metrics import Metrics
+from app.pictures import guard as module
+from app.pictures.guard import Decoded, Guard
+from model import images
 from model.config import PreprocessConfig
 from model.preprocess import to_pixels
 from tests.app.asgi import until
-from tests.app.pictures import FORMATS, bombs, encode, hostile, many_scans, plain, quarters
+from tests.pictures import FORMATS, bombs, encode, hostile, many_scans, plain, quarters
 
 PREPROCESS = PreprocessConfig(size=64)
 SCANS = many_scans(2000, 50_000)  # minutes
@@ -314,7 +314,9 @@ def test_workers_have_no_secrets_no_files_and_are_ended_first(monkeypatch: pytes
 
 SERVER = """
 import asyncio, os, signal
-from tests.app.test_guard import SCANS, children, make
+from tests.app.pictures.test_guard import SCANS
+from tests.app.pictures.test_guard import children
+from tests.app.pictures.test_guard import make
 
 async def main():
     guard = make(seconds=600)
@@ -343,7 +345,7 @@ def test_they_end_with_a_server_that_is_killed() -> None:
 def test_nothing_is_imported_from_the_folder_that_the_server_was_started_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("struct.py", "app/__init__.py", "app/decoder.py"):
+    for name in ("struct.py", "app/__init__.py", "app/pictures/decoder.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)

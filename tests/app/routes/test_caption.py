@@ -1,4 +1,4 @@
-"""POST /caption: app/routes/caption.py, and app/service.py beneath it."""
+"""POST /caption: app/routes/caption.py, and app/serving/service.py beneath it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.middleware import LINGER_BYTES
 from app.schemas import CaptionParams, CaptionResponse, caption_out
+from app.serving.middleware import LINGER_BYTES
 from app.settings import Settings
 from model.config import MAX_BEAM_SIZE, MAX_CAPTIONS, MAX_LENGTH, SearchConfig
 from tests.app.asgi import assert_, body, call, running, until
 from tests.app.fakes import POISON, FakeEngine, FakeRegions
-from tests.app.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain
+from tests.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain
 
 GREEN = plain((16, 200, 40))
 RAW = {"content-type": "image/png"}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app import service
 from app.main import create_app
 from app.routes import caption as routes
 from app.schemas import CaptionsResponse
+from app.serving import service
 from app.settings import Settings
 from tests.app.asgi import body, call, running
 from tests.app.fakes import POISON, FakeEngine
-from tests.app.pictures import bombs, plain
+from tests.pictures import bombs, plain
 
 GREEN, BLUE = plain((16, 200, 40)), plain((10, 10, 230), "JPEG")
 

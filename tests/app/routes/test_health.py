@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngine
-from tests.app.pictures import plain
+from tests.pictures import plain
 
 
 def test_live_and_ready(client: TestClient) -> None:

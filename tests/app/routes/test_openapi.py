@@ -20,7 +20,7 @@ from app.errors import ClientGone, ServiceError, problem
 from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngine
-from tests.app.pictures import FORMATS, plain
+from tests.pictures import FORMATS, plain
 
 app = create_app(Settings(max_pixels=1_000_000, decode_seconds=60), FakeEngine())
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)

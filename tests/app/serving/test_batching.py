@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.batching import Answer, Batcher, Line
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
+from app.serving.batching import Answer, Batcher, Line
 from model.config import SearchConfig
 from tests.app.fakes import POISON, FakeEngine, FakeLane, describe
 
@@ -437,10 +437,10 @@ def test_a_lane_that_is_held_up_leaves_its_share_to_others() -> None:
 
 
 def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.batching.own_cpus", lambda threads: list(range(10, 10 + threads)))
+    monkeypatch.setattr("app.serving.batching.own_cpus", lambda threads: list(range(10, 10 + threads)))
     gate, stayed = Gate(), []
     monkeypatch.setattr(
-        "app.batching.stay_on", lambda cpus: stayed.append((threading.current_thread().name, sorted(cpus)))
+        "app.serving.batching.stay_on", lambda cpus: stayed.append((threading.current_thread().name, sorted(cpus)))
     )
 
     async def test(batcher: Batcher) -> None:
@@ -475,7 +475,7 @@ def test_stopping_ends_the_threads_of_all_lanes() -> None:
 
 
 def test_an_engine_that_hangs_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.batching.LINGER", 0.05)
+    monkeypatch.setattr("app.serving.batching.LINGER", 0.05)
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:

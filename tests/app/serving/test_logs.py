@@ -6,7 +6,7 @@ import logging.config
 
 import pytest
 
-from app.logs import JsonFormatter, log_config
+from app.serving.logs import JsonFormatter, log_config
 
 
 def test_a_record_is_one_line_of_json() -> None:

@@ -9,10 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.middleware import SECURITY_HEADERS
+from app.serving.middleware import SECURITY_HEADERS
 from app.settings import Settings
 from tests.app.fakes import FakeEngine
-from tests.app.pictures import plain
+from tests.pictures import plain
 
 
 @pytest.mark.parametrize("given", ["abc-1.2_3", "A" * 128])

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app import security
 from app.main import create_app
+from app.serving import security
 from app.settings import Settings
 from tests.app.fakes import FakeEngine
-from tests.app.pictures import plain
+from tests.pictures import plain
 
 
 @pytest.fixture

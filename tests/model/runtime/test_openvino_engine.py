@@ -28,7 +28,7 @@ from model.runtime.openvino_engine import MAX_OTHER_SEARCHES, SEVERAL, OpenVINOE
 from model.search import beam_search
 from tests.model.tiny import captioner, pictures
 from tests.training.shapes import draw_pair
-from training.export import export
+from training.finishing.export import export
 
 EMBEDDED = Path(__file__).parents[3] / "model" / "weights" / "default"
 with_embedded = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="no embedded model in this checkout")

@@ -11,9 +11,10 @@ from model.captioner import Captioner
 from model.checkpoint import open_checkpoint, save_captioner
 from model.config import DecoderConfig, ModelConfig, PreprocessConfig
 from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
-from training.calibrate import confidence, fit_temperature, main, teacher_force
+from training.commands.calibrate import main
 from training.data import DataError, Picture, read
-from training.metrics import expected_calibration_error
+from training.finishing.calibrate import confidence, fit_temperature, teacher_force
+from training.scoring.metrics import expected_calibration_error
 
 WORDS = ("a", "dog", "cat", "runs", "sits", "red", "ball")
 

@@ -17,8 +17,9 @@ from model.decoder import Memory
 from model.runtime.engine import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import captioner, pictures
-from training import export as exporting
-from training.export import ExportError, export, join, main
+from training.commands.export import main
+from training.finishing import export as exporting
+from training.finishing.export import ExportError, export, join
 
 
 @pytest.fixture(scope="module")

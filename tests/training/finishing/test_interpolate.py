@@ -12,7 +12,8 @@ from model.checkpoint import load_captioner, save_captioner
 from model.errors import CheckpointError
 from model.vocabulary import Vocabulary
 from tests.training import tiny
-from training.interpolate import SHARES, between, main
+from training.commands.interpolate import main
+from training.finishing.interpolate import SHARES, between
 
 
 def pair(folder: Path) -> tuple[Captioner, Captioner]:

@@ -16,12 +16,13 @@ from model.checkpoint import NEIGHBOURS, open_checkpoint, save_captioner, write_
 from model.config import RerankConfig, SearchConfig
 from model.errors import CaptionModelError
 from tests.training import tiny
-from training import release
+from training.commands import release as release_command
 from training.data import DataError, Picture
-from training.objects import ObjectReport
+from training.finishing import release
+from training.scoring.objects import ObjectReport
 
 STAGES_OF = release.stages_of
-EMBEDDED = Path(__file__).parents[2] / "model" / "weights" / "default"
+EMBEDDED = Path(__file__).parents[3] / "model" / "weights" / "default"
 
 
 def write_run(folder: Path, name: str, ciders: Sequence[float]) -> Path:
@@ -130,7 +131,7 @@ def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.Capture
     notes = tmp_path / "notes.toml"
     notes.write_text('intended = "tests"\ndata = []\n')
     arguments = [str(tmp_path), "--data", "none", "--to", str(tmp_path / "to"), "--notes", str(notes)]
-    assert release.main([*arguments, "--name", "tiny", "--version", "1"]) == 1
+    assert release_command.main([*arguments, "--name", "tiny", "--version", "1"]) == 1
     assert "lacks failures, limits, terms" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
 

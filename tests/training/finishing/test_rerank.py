@@ -12,8 +12,8 @@ from model.config import RerankConfig
 from model.rerank import Reranker
 from model.search import Hypothesis
 from tests.training import tiny
-from training import rerank
 from training.data import CaptionData
+from training.finishing import rerank
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from model.captioner import TagHead
 from model.checkpoint import load_captioner, save_captioner
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.training import tiny
-from training import tags
+from training.commands import tags as tags_command
 from training.data import DataError, Picture
 from training.features import Features
+from training.finishing import tags
 
 
 def pictures(*captions: str) -> list[Picture]:
@@ -80,7 +81,7 @@ def test_the_command_gives_a_checkpoint_tags(tmp_path: Path) -> None:
     data = tiny.shapes(tmp_path)
     save_captioner(tiny.captioner(data), tmp_path / "plain", {})
     arguments = [str(tmp_path / "plain"), "--data", str(tmp_path / "shapes"), "--cache", str(tmp_path / "cache")]
-    assert tags.main([*arguments, "--run", str(tmp_path / "run"), "--least", "3", "--epochs", "2"]) == 0
+    assert tags_command.main([*arguments, "--run", str(tmp_path / "run"), "--least", "3", "--epochs", "2"]) == 0
     made = load_captioner(tmp_path / "run" / "best")
     assert made.tags is not None
     assert {"red", "circle"} & set(made.config.tags)

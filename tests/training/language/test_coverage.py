@@ -8,10 +8,10 @@ import pytest
 
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.training.tiny import CPU, recipe, shapes
-from training.coverage import check, coverage
 from training.data import DataError
-from training.pieces import build_pieces
-from training.train import train
+from training.language.coverage import check, coverage
+from training.language.pieces import build_pieces
+from training.loop import train
 
 CHINESE = ["一只黑狗在草地上跑", "一只白狗在雪地上跑", "一个男孩在踢球"]
 

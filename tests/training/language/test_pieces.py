@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from model.vocabulary import CONTINUES, END, SPECIAL, UNKNOWN, words_of
 from tests.training.tiny import CPU, recipe, shapes
-from training import engine
-from training import train as training
-from training.cider import CiderD
-from training.pieces import build_pieces
+from training import loop as training
+from training import objectives
+from training.language.pieces import build_pieces
+from training.scoring.cider import CiderD
 
 CAPTIONS = [
     "A skateboarder rides his skateboard", "the man's T-shirt", "a snowboarder and a surfboard", "boys ride boards",
@@ -103,7 +103,7 @@ def test_the_reward_of_self_critical_training_is_of_whole_words(
             seen.extend(sentence)
             return super()._count(sentence)
 
-    monkeypatch.setattr(engine, "CiderD", Watched)
+    monkeypatch.setattr(objectives, "CiderD", Watched)
     data = shapes(tmp_path)
     of = replace(recipe(objective="cider", epochs=1, samples=2), vocabulary="pieces", pieces=30)
     training.train(of, data, tmp_path / "run", tmp_path / "cache", CPU, None)

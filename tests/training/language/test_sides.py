@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.sides import TABLES, language_of, languages_of, mirrored
+from training.language.sides import TABLES, language_of, languages_of, mirrored
 
 
 @pytest.mark.parametrize(

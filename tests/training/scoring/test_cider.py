@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
-from training.cider import CiderD
+from training.scoring.cider import CiderD
 
 words = st.sampled_from(["a", "dog", "runs", "the", "red", "ball", "on", "grass"])
 sentences = st.lists(words, min_size=1, max_size=12)

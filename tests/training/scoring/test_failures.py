@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import RECIPES
-from training.failures import KINDS, Failure, guess, read_judgements, tally, verbs_of
+from training.scoring.failures import KINDS, Failure, guess, read_judgements, tally, verbs_of
 
 DOG = [["a", "brown", "dog", "runs", "on", "grass"], ["the", "dog", "is", "running", "outside"]]
 CYCLISTS = [["two", "men", "riding", "bikes"], ["men", "ride", "bicycles", "in", "red", "and", "grey", "shirts"]]

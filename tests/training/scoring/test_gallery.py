@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from training.data import DataError, Picture
-from training.failures import Failure
-from training.gallery import THUMBNAIL, Entry, write_gallery
+from training.scoring.failures import Failure
+from training.scoring.gallery import THUMBNAIL, Entry, write_gallery
 
 
 class Page(HTMLParser):

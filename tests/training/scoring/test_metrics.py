@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 
-from training import metrics
-from training.metrics import (
+from training.scoring import metrics
+from training.scoring.metrics import (
     MetricError,
     Report,
     expected_calibration_error,

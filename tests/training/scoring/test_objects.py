@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training.objects import Objects, score_objects
+from training.scoring.objects import Objects, score_objects
 
 
 @pytest.fixture

@@ -13,14 +13,15 @@ from model.checkpoint import load_captioner
 from model.errors import ConfigError
 from tests.training.shapes import write_shapes
 from tests.training.tiny import CPU, recipe, shapes
-from training import ablate
-from training.ablate import Bench, Result, Row, Table, facts, keep, limited, main, read_record, read_table, spread
+from training.commands.ablate import main
 from training.config import RECIPES, Recipe
 from training.data import CaptionData, read
-from training.interpolate import SHARES, between
-from training.train import train
+from training.finishing.interpolate import SHARES, between
+from training.loop import train
+from training.studies import ablate
+from training.studies.ablate import Bench, Result, Row, Table, facts, keep, limited, read_record, read_table, spread
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 TABLE = """
 [pictures]

@@ -14,8 +14,9 @@ from model.cells import CELLS, Cell, State
 from model.checkpoint import load_captioner
 from model.config import CellKind
 from tests.training.shapes import write_shapes
-from training import compare_cells
-from training.compare_cells import (
+from training.commands.compare_cells import main
+from training.studies import compare_cells
+from training.studies.compare_cells import (
     KINDS,
     PICTURES,
     PLAIN,
@@ -23,7 +24,6 @@ from training.compare_cells import (
     STEPS,
     MemoryTask,
     interval,
-    main,
     reach,
     reach_at_start,
     remember,
@@ -124,7 +124,7 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_page_in_docs_has_the_section_that_is_kept() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "cells.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "cells.md").read_text()
     assert text.count(f"\n{PICTURES}\n") == 1
 
 

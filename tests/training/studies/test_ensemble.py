@@ -18,10 +18,11 @@ from model.search import search
 from model.vocabulary import PAD, START, Vocabulary
 from tests.model.tiny import decoder, liven, memory
 from tests.training import tiny
-from training import engine, ensemble, features
+from training import features, objectives, validation
 from training.augment import AugmentConfig
 from training.data import CaptionData
-from training.ensemble import EnsembleStepper, likelihood_loss
+from training.studies import ensemble
+from training.studies.ensemble import EnsembleStepper, likelihood_loss
 
 
 def member(seed: int, batch: int, temperature: float = 1.0) -> TorchStepper:
@@ -99,7 +100,7 @@ def test_the_loss_is_the_cross_entropy_of_the_mean_probabilities(tmp_path: Path)
     chances = (sum(each) / 2).gather(-1, words[..., 1:, None])[..., 0]  # type: ignore[union-attr]
     expected = -chances[words[..., 1:] != PAD].log().mean()
     torch.testing.assert_close(likelihood_loss(members, memories, words), expected)
-    one = engine.likelihood_loss(members[0], memories[0], words, 0.0)
+    one = objectives.likelihood_loss(members[0], memories[0], words, 0.0)
     torch.testing.assert_close(likelihood_loss(members[:1], memories[:1], words), one)
 
 
@@ -108,14 +109,14 @@ def test_one_is_evaluated_as_the_engine_does_and_two_as_themselves(tmp_path: Pat
     members, config, pictures = pair(data), tiny.recipe().train, data.split("val")
     stranger = Captioner(members[0].config, Vocabulary.build(["another language altogether"], 1))
 
-    def together(*of: Captioner) -> engine.Evaluation:
+    def together(*of: Captioner) -> validation.Evaluation:
         return ensemble.evaluate(of, pictures, tmp_path / "cache", tiny.CPU, SearchConfig(max_length=6), config)
 
     stages = features.before_head(members[0], len(members[0].encoder.stages))
     alone = []
     for made in members:
         val = features.cached(made, stages, pictures, 1, AugmentConfig(), tmp_path / "cache", tiny.CPU, "fp32")
-        alone.append(engine.evaluate(made, val, SearchConfig(max_length=6), config))
+        alone.append(validation.evaluate(made, val, SearchConfig(max_length=6), config))
     one = together(members[0])
     assert (one.captions, one.cider) == (alone[0].captions, alone[0].cider)
     assert one.loss == pytest.approx(alone[0].loss)

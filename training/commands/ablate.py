@@ -1,0 +1,74 @@
+"""Make the ablation table: `python -m training.commands.ablate --data SET [SET ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from model.errors import CaptionModelError, ConfigError
+from training import optimisation
+from training.config import RECIPES
+from training.data import DataError, read
+from training.process import settle
+from training.studies.ablate import Bench, page, plot, read_record, read_table
+
+log = logging.getLogger("training.ablate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.commands.ablate", description="Make the ablation table.")
+    parser.add_argument("--data", nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    parser.add_argument("--table", type=Path, default=RECIPES / "ablation.toml", help="TOML with [base] and [rows]")
+    parser.add_argument("--rows", nargs="+", help="names of rows to run now; the page shows all recorded")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so long")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot are")
+    options = parser.parse_args(arguments)
+    if options.rows and not options.data:
+        parser.error("rows are run on --data")
+    settle()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    began, record = time.monotonic(), options.docs / "ablation.json"
+    try:
+        table = read_table(options.table)
+        names = [row.name for row in table.rows]
+        if unknown := set(options.rows or ()) - set(names):
+            raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
+        if options.data:
+            data, device = read(*options.data), torch.device(options.device)
+            bench = Bench(table, data, options.runs, options.cache, device, record)
+            bench.run(table.rows[0])  # all others are compared with it
+            for row in table.rows:
+                late = time.monotonic() - began > 60 * options.minutes
+                if (options.rows is None or row.name in options.rows) and not late:
+                    bench.run(row)
+        recorded = read_record(record)
+        results = table.known(recorded)
+        if "base" not in results:
+            raise ConfigError(f"{record} holds no result of the base as it is now; run it with --data")
+    except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    if others := [name for name in recorded if name not in results]:
+        log.warning("not shown, because they have changed since or are no rows any more: %s", ", ".join(others))
+    text = page(table, results)
+    plot(table, results, options.docs / "images" / "ablation.png")
+    (options.docs / "ablation.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Export the serving graphs of a checkpoint: `python -m training.commands.export FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.checkpoint import GRAPHS, open_checkpoint
+from model.errors import CaptionModelError
+from training.finishing.export import export
+from training.process import settle
+
+log = logging.getLogger("training.export")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.commands.export", description="Export the serving graphs."
+    )
+    parser.add_argument("folder", type=Path, help="a checkpoint folder")
+    parser.add_argument("--to", type=Path, help="copy the checkpoint there first, and export there")
+    options = parser.parse_args(arguments)
+    settle()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder: Path = options.to or options.folder
+    try:
+        if options.to:
+            open_checkpoint(options.folder)
+            options.to.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=options.to.parent) as temporary:
+                # What stands there now is replaced by a whole checkpoint, or left alone.
+                copy = Path(shutil.copytree(options.folder, Path(temporary) / "checkpoint"))
+                export(copy)
+                shutil.copytree(copy, options.to, dirs_exist_ok=True)
+        else:
+            export(folder)
+    except CaptionModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.info("wrote %s", folder / GRAPHS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Make a trained checkpoint a released one: `python -m training.commands.release RUN... --to FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.errors import CaptionModelError
+from training.config import set_weight
+from training.data import DataError
+from training.finishing.release import release
+from training.process import settle
+from training.scoring.metrics import MetricError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.commands.release", description="Release a trained checkpoint."
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders of the runs that led to it, or of a release; the last one's best"
+    )
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
+    parser.add_argument("--notes", type=Path, required=True, help="TOML with the words of the card")
+    parser.add_argument(
+        "--choose",
+        type=set_weight,
+        nargs="+",
+        default=[],
+        help="SET=WEIGHT: the sets that decide (default: the first)",
+    )
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--version", required=True)
+    options = parser.parse_args(arguments)
+    settle()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))
+        missing = {"intended", "data", "terms", "limits", "failures"} - set(notes)
+        if missing:
+            raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
+        release(options.runs, options.data, options.to, notes, options.name, options.version,
+                dict(options.choose))  # fmt: skip
+    except (CaptionModelError, DataError, MetricError, OSError, tomllib.TOMLDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Give a checkpoint a head for tags: `python -m training.commands.tags FOLDER --data SET... --run RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.captioner import TagHead
+from model.checkpoint import load_captioner, save_captioner, write_json
+from model.errors import CaptionModelError
+from training import features
+from training.augment import AugmentConfig
+from training.data import DataError, read
+from training.finishing.tags import choose_tags, fit, predict, targets_of
+from training.process import settle
+from training.scoring.metrics import expected_calibration_error
+
+log = logging.getLogger("training.tags")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.commands.tags", description="Give a checkpoint tags.")
+    parser.add_argument("folder", type=Path, help="a checkpoint folder")
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
+    parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.loop makes one")
+    parser.add_argument("--most", type=int, default=1000, help="tags at most (default: 1000)")
+    parser.add_argument("--least", type=int, default=12, help="pictures that a tag is said of at least (default: 12)")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--views", type=int, default=2, help="views a picture; all but the first augmented")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    options = parser.parse_args(arguments)
+    settle()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        torch.manual_seed(0)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        captioner = load_captioner(options.folder).to(device)
+        data = read(*options.data)
+        tags = choose_tags(data.split("train"), captioner.vocabulary, options.most, options.least)
+        log.info("%d tags, from %r to %r", len(tags), tags[0], tags[-1])
+        stages, augmentation = len(captioner.encoder.stages), AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
+        train, val = (
+            features.cached(
+                captioner, stages, data.split(split), views, augmentation, options.cache, device, options.precision
+            )
+            for split, views in (("train", options.views), ("val", 1))
+        )
+        captioner.config = replace(captioner.config, tags=tuple(tags))
+        captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
+        history = fit(captioner.tags, train, val, tags, options.epochs, device)
+        probabilities = predict(captioner.tags, val, device).sigmoid().cpu().numpy()
+        wrong = expected_calibration_error(probabilities.ravel(), targets_of(val.pictures, tags).ravel())
+        log.info("calibration error of the tags %.4f", wrong)
+        recipe = {"name": "tags", "tags": len(tags), "epochs": options.epochs, "views": options.views}
+        metrics = {"validation": max(history, key=lambda row: row["score"]), "calibration_error": wrong}
+        save_captioner(captioner, options.run / "best", {**metrics, "recipe": recipe})
+        write_json(options.run / "history.json", history)
+        write_json(options.run / "recipe.json", recipe)
+    except (CaptionModelError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

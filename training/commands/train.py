@@ -1,0 +1,61 @@
+"""Train a captioner: `python -m training.commands.train --recipe R --data SET [SET ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.errors import CaptionModelError
+from training import optimisation
+from training.config import find_recipe
+from training.data import DataError, read
+from training.initialisation import inherited
+from training.loop import train
+from training.process import settle
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts/train", description="Train a captioner.")
+    parser.add_argument("--recipe", required=True, help="a TOML file, or the name of one in training/recipes")
+    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<recipe>); resumes what lies there")
+    parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
+    parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="checkpoints to learn from as an ensemble")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seed", type=int, help="in place of the recipe's train.seed")
+    parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
+    options = parser.parse_args(arguments)
+    settle()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
+        if options.seed is not None:
+            recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
+        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        run = options.run or Path("runs") / recipe.name
+        data = read(*options.data, check_pictures=options.check)
+        if options.check:
+            from training.check import report  # it imports this module
+
+            print(report(recipe, data, options.cache, torch.device(device), options.init, options.teacher))
+            return 0
+        train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
+    except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is done to trained weights before they are served."""

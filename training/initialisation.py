@@ -1,0 +1,120 @@
+"""What a run starts from: a fresh captioner, or that of a checkpoint, and its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from model.captioner import Captioner
+from model.checkpoint import load_captioner, open_checkpoint
+from model.config import ModelConfig, PreprocessConfig
+from model.encoder import default_preprocess
+from model.errors import ConfigError
+from model.vocabulary import SPECIAL, Vocabulary
+from training.checkpointing import flattened
+from training.config import Recipe, TrainConfig
+from training.data import CaptionData, DataError
+from training.language.pieces import build_pieces
+
+
+def inherited(init: Path) -> Recipe:
+    """What a recipe leaves out where training starts from the checkpoint `init`: its sizes and kind of vocabulary.
+
+    Name, dropout, search and temperature are the recipe's own choice, so their defaults stand.
+    """
+    checkpoint, model = open_checkpoint(init), ModelConfig()
+    decoder = replace(checkpoint.config.decoder, dropout=model.decoder.dropout)
+    model = replace(model, preprocess=checkpoint.config.preprocess, encoder=checkpoint.config.encoder, decoder=decoder)
+    return Recipe(model=model, vocabulary=vocabulary_kind(checkpoint.vocabulary))
+
+
+def vocabulary_kind(vocabulary: Vocabulary) -> Literal["words", "pieces"]:
+    return "pieces" if vocabulary.in_pieces else "words"
+
+
+def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captioner:
+    """The captioner to train, as `recipe` says; raises `ConfigError` where the checkpoint `init` is another."""
+    captions = [caption for picture in data.split("train") for caption in picture.captions]
+    model = recipe.model
+    if (model.preprocess.mean, model.preprocess.std) == (PreprocessConfig().mean, PreprocessConfig().std):
+        model = replace(model, preprocess=default_preprocess(model.encoder.name, model.preprocess.size))
+    if init is None:
+        if recipe.vocabulary == "pieces":
+            vocabulary = build_pieces(captions, recipe.pieces, recipe.min_count)
+        else:
+            vocabulary = Vocabulary.build(captions, recipe.min_count)
+        weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
+        return Captioner(model, vocabulary, weights)
+    captioner = load_captioner(init)
+    sizes = replace(
+        captioner.config, name=model.name, version=model.version, search=model.search, temperature=model.temperature,
+        decoder=replace(captioner.config.decoder, dropout=model.decoder.dropout),
+    )  # fmt: skip
+    mine = {"vocabulary": recipe.vocabulary, **flattened(asdict(model), "model.")}
+    theirs = {"vocabulary": vocabulary_kind(captioner.vocabulary), **flattened(asdict(sizes), "model.")}
+    if other := [f"{key} is {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]:
+        raise ConfigError(f"the recipe conflicts with the checkpoint {init}: {'; '.join(other)}; leave these keys out")
+    if recipe.extend and captioner.vocabulary.in_pieces:
+        raise ConfigError(f"extend adds words, and the vocabulary of {init} holds pieces of words")
+    if recipe.extend:
+        captioner = extended(captioner, Vocabulary.build(captions, recipe.min_count).words)
+    captioner.config = sizes
+    captioner.decoder.dropout.p = model.decoder.dropout
+    return captioner
+
+
+@torch.no_grad()
+def extended(captioner: Captioner, words: Sequence[str]) -> Captioner:
+    """`captioner` with those of `words` that it lacks at the end of its vocabulary; what it says stays the same.
+
+    A new word begins with a random vector and, like a word never seen, hardly any probability.
+    """
+    known = captioner.vocabulary
+    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *words))))
+    larger = Captioner(captioner.config, vocabulary)
+    state = larger.state_dict()
+    for name, value in captioner.state_dict().items():
+        if name == "decoder.output_bias":
+            state[name].fill_(float(value[len(SPECIAL) :].min()))
+        if value.ndim:
+            state[name][: len(value)] = value  # only what has a row a word has become longer
+    larger.load_state_dict(state)
+    return larger.eval()
+
+
+def load_teachers(
+    folders: Sequence[Path], captioner: Captioner, frozen: int, config: TrainConfig, device: torch.device
+) -> list[Captioner]:
+    """The captioners to learn from, ready to run; `DataError` for one that cannot be fed what is cached here."""
+    if bool(folders) != (config.teacher_share > 0):
+        raise ConfigError("teachers (--teacher) and train.teacher_share above 0 come together or not at all")
+    teachers = [load_captioner(folder).to(device).eval().requires_grad_(False) for folder in folders]
+    for folder, teacher in zip(folders, teachers, strict=True):
+        if teacher.vocabulary.words != captioner.vocabulary.words:
+            raise DataError(f"the teacher {folder} has another vocabulary")
+        if teacher.config.preprocess != captioner.config.preprocess:
+            raise DataError(f"the teacher {folder} takes other pixels: {teacher.config.preprocess}")
+        if not _begin_alike(captioner, teacher, frozen):
+            raise DataError(f"the first {frozen} encoder stages of the teacher {folder} are others; train more stages")
+        teacher.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teachers
+
+
+@torch.no_grad()
+def _begin_alike(captioner: Captioner, other: Captioner, stages: int) -> bool:
+    """Whether the first encoder stages of both give the same, up to float16's rounding.
+
+    Their numbers may differ: a release folds batch norm's scales into the weights (`model.encoder.fold_norms`).
+    """
+    if stages == 0:
+        return True
+    if captioner.config.encoder != other.config.encoder:
+        return False
+    pixels = torch.randint(256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0))
+    x = captioner.normalise(pixels.to(captioner.mean.device))
+    mine, theirs = (each.encoder.stages[:stages].eval()(x) for each in (captioner, other))
+    return float((mine - theirs).abs().max()) <= 0.02 * float(mine.abs().max())

@@ -1,0 +1,1 @@
+"""What captions are made of: words, pieces of words, left and right."""

@@ -1,0 +1,1 @@
+"""Comparisons of recipes and cells, whose tables stand in docs/."""

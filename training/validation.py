@@ -1,0 +1,132 @@
+"""Free-running validation on cached features, and which epoch is the best."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.captioner import Captioner
+from model.config import SearchConfig
+from model.runtime.torch_engine import TorchStepper
+from model.search import Stepper, search
+from model.vocabulary import Vocabulary, words_of
+from training import objectives
+from training.batching import padded
+from training.config import TrainConfig
+from training.data import Picture
+from training.features import Features
+from training.optimisation import autocast
+from training.scoring.cider import CiderD
+from training.scoring.metrics import repeats_bigram
+
+FEWEST = 10  # validation pictures: CIDEr weighs words by how rare they are among these, and of a single one says 0
+
+
+def score_of(result: Evaluation, pictures: Sequence[Picture], weights: Mapping[str, float]) -> float:
+    """What the best epoch has most of: the sets' CIDEr by `weights`; of too few pictures for that, minus the loss."""
+    return -result.loss if few(pictures, weights) else chosen_by(result.cider, weights)
+
+
+def few(pictures: Sequence[Picture], weights: Mapping[str, float]) -> list[str]:
+    """Those of the sets whose CIDEr would choose the best epoch that have fewer than `FEWEST` validation pictures."""
+    counts = Counter(picture.source for picture in pictures)
+    deciding = [name for name, weight in weights.items() if weight] or [pictures[0].source]
+    return [name for name in deciding if counts[name] < FEWEST]
+
+
+def chosen_by(cider: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The mean of the sets' CIDEr with these weights; without any the first set's."""
+    if not weights:
+        return next(iter(cider.values()))
+    return sum(cider[name] * weight for name, weight in weights.items()) / sum(weights.values())
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of a run's epochs, as history.json holds them, the one with the best score (`score_of`).
+
+    Histories of older runs have none: there it is the first set's CIDEr.
+    """
+
+    def score(epoch: Mapping[str, Any]) -> float:
+        return float(epoch["score"] if "score" in epoch else next(iter(epoch["val_cider"].values())))
+
+    return max(history, key=score)
+
+
+LONGEST = 100  # words of a caption that count in the validation loss
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Free-running validation: the captions and, by source data set, their CIDEr (percent)."""
+
+    captions: list[list[str]]  # words, one caption a picture
+    cider: dict[str, float]
+    loss: float  # teacher-forced cross-entropy a word
+    repeated: float  # share of captions that hold a bigram twice
+
+    def figures(self) -> dict[str, Any]:
+        """What a history keeps of it."""
+        return {
+            "val_loss": self.loss,
+            "val_cider": self.cider,
+            "val_repeated": self.repeated,
+            "distinct": len({" ".join(words) for words in self.captions}),
+        }
+
+
+@torch.no_grad()
+def evaluate(captioner: Captioner, features: Features, search_config: SearchConfig, config: TrainConfig) -> Evaluation:
+    """Caption every picture by free-running search and score it without Java (`training.scoring.cider`)."""
+    captioner.eval()
+    device = next(captioner.parameters()).device
+
+    def speak(rows: list[int], words: Tensor) -> tuple[Stepper, Tensor]:
+        memory = objectives.memory_of(captioner, features.batch(rows, [0] * len(rows), device), features.stages)
+        return TorchStepper(captioner.decoder, memory), objectives.likelihood_loss(captioner, memory, words, 0.0)
+
+    return evaluate_with(speak, captioner.vocabulary, features.pictures, device, search_config, config)
+
+
+@torch.no_grad()
+def evaluate_with(
+    speak: Callable[[list[int], Tensor], tuple[Stepper, Tensor]],
+    vocabulary: Vocabulary,
+    pictures: Sequence[Picture],
+    device: torch.device,
+    search_config: SearchConfig,
+    config: TrainConfig,
+) -> Evaluation:
+    """What `evaluate` finds, of whatever speaks.
+
+    speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
+    """
+    captions: list[list[str]] = []
+    losses: list[float] = []
+    weights: list[int] = []
+    for start in range(0, len(pictures), 100):
+        rows = list(range(start, min(start + 100, len(pictures))))
+        ids = [[vocabulary.encode(c) for c in pictures[r].captions] for r in rows]
+        # Whole, however much of them is taught; but one without end would fill the memory with padding.
+        words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids], LONGEST)
+        with autocast(device, config.precision):
+            stepper, loss = speak(rows, words.to(device))
+            found = search(stepper, search_config)
+        losses.append(float(loss))
+        weights.append(len(rows))
+        captions += [vocabulary.decode(mine[0].words) if mine else [] for mine in found]
+    references = [[words_of(c) for c in picture.captions] for picture in pictures]
+    sources = [picture.source for picture in pictures]
+    cider = {}
+    for source in dict.fromkeys(sources):
+        rows = [i for i, name in enumerate(sources) if name == source]
+        scorer = CiderD([references[i] for i in rows])
+        cider[source] = 100 * float(scorer.score([captions[i] for i in rows], range(len(rows))).mean())
+    repeated = sum(repeats_bigram(words) for words in captions) / len(captions)
+    return Evaluation(captions, cider, float(np.average(losses, weights=weights)), repeated)
