@@ -5,6 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from model import errors as model_errors
+
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -140,6 +142,20 @@ class DeadlineExceeded(ServiceError):
     """The answer was not ready in time."""
 
     status, code = 504, "deadline_exceeded"
+
+
+OF_IMAGES: dict[type[model_errors.ImageError], type[ServiceError]] = {
+    model_errors.BrokenImage: BrokenImage,
+    model_errors.TooCostly: TooCostly,
+    model_errors.TooLarge: TooLarge,
+    model_errors.UnsupportedMedia: UnsupportedMedia,
+    model_errors.UnsupportedVariant: UnsupportedVariant,
+}
+
+
+def of_image(error: model_errors.ImageError) -> ServiceError:
+    """What a client is told of a picture that `model.images` cannot read."""
+    return OF_IMAGES[type(error)](str(error))
 
 
 def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from app.errors import ServiceError
 from app.explain_html import SIDE, ExplanationFile
 from app.schemas import CaptionOut, CaptionParams, caption_out
 from app.settings import DEFAULT_MODEL
@@ -22,7 +21,9 @@ from caption_client.answers import Caption, Image
 from caption_client.cli import Outcome, ahead
 from model import images
 from model.config import SearchConfig
-from model.runtime.engine import CaptionEngine, load_engine
+from model.errors import ImageError
+from model.runtime import load_engine
+from model.runtime.engine import CaptionEngine
 
 BATCH = 16  # pictures the engine takes at once
 DECODERS = 2  # threads
@@ -56,7 +57,7 @@ def outcomes(
     def decode(name: str) -> Decoded:
         try:
             picture = images.read(read(name), max_pixels, size)  # without limits: the user can stop this process
-        except (ServiceError, OSError) as error:
+        except (ImageError, OSError) as error:
             return name, None, None, message(error)
         about = Image(picture.width, picture.height, picture.format)
         return name, engine.preprocess(picture.image), about, None
@@ -104,8 +105,8 @@ class Explanations:
         assert outcome.image is not None
         try:
             picture = images.read(self._read(outcome.name), self._max_pixels, SIDE // 2)
-        except ServiceError as error:
-            raise OSError(error.detail) from error
+        except ImageError as error:
+            raise OSError(str(error)) from error
         caption = CaptionOut.model_validate(answers.plain(outcome.captions[0]))
         self._file.add(outcome.name, picture.image, (outcome.image.width, outcome.image.height), caption)
 

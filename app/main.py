@@ -23,7 +23,8 @@ from app.serving.middleware import AllowedHosts, ForwardedPrefix, RequestContext
 from app.serving.security import require_key
 from app.serving.service import CaptionService
 from app.settings import Settings, from_environment
-from model.runtime.engine import CaptionEngine, load_engine
+from model.runtime import load_engine
+from model.runtime.engine import CaptionEngine
 
 
 def create_app(settings: Settings | None = None, engine: CaptionEngine | None = None) -> FastAPI:

@@ -15,3 +15,27 @@ class CheckpointError(CaptionModelError):
 
 class EngineUnavailable(CaptionModelError):
     """The requested engine or device cannot run here (a package or a GPU is missing)."""
+
+
+class ImageError(CaptionModelError):
+    """Bytes that cannot be read as a picture."""
+
+
+class UnsupportedMedia(ImageError):
+    """No picture in a format that is read here."""
+
+
+class UnsupportedVariant(ImageError):
+    """A format that is read here, in a variant that is not."""
+
+
+class TooLarge(ImageError):
+    """More pixels than the limit."""
+
+
+class TooCostly(ImageError):
+    """Decoding takes more memory than it may have."""
+
+
+class BrokenImage(ImageError):
+    """Empty, cut off or damaged."""

@@ -19,7 +19,7 @@ import pi_heif
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageCms, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
-from app.errors import BrokenImage, ServiceError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
+from model.errors import BrokenImage, ImageError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
 from model.preprocess import reduction
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF")
@@ -114,7 +114,7 @@ def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf
         rgb = _to_srgb(image, size)
         for turn in TURNS.get(orientation, ()):
             rgb = rgb.transpose(turn)
-    except ServiceError:
+    except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the picture has too many pixels; the limit is {max_pixels} in all") from error

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from app.errors import BrokenImage, ServiceError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
 from model import images
 from model.config import PreprocessConfig, from_dict
+from model.errors import BrokenImage, ImageError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
 from model.preprocess import to_pixels
 
 # Between the server and the process that forks: FORK (with a worker's socket and memory) or REAP in, what came of it
@@ -42,7 +42,7 @@ READY, FORK, REAP = range(3)
 REQUEST = struct.Struct(">QQ")  # bytes of the file, bytes of memory that decoding it may take
 REPLY = struct.Struct(">BBIId")  # outcome, index of the format, width, height, seconds; then an error's text
 DONE, FAILED = 0, 255  # outcomes; 1 and on are `ERRORS`
-ERRORS: tuple[type[ServiceError], ...] = (BrokenImage, TooLarge, UnsupportedMedia, UnsupportedVariant, TooCostly)
+ERRORS: tuple[type[ImageError], ...] = (BrokenImage, TooLarge, UnsupportedMedia, UnsupportedVariant, TooCostly)
 MAX_MESSAGE = 4096
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # may be sent to the whole group: the server decides
@@ -153,7 +153,7 @@ def _decode(shared: mmap.mmap, length: int, memory: int, limits: Limits) -> byte
         seconds = time.perf_counter() - start
         return REPLY.pack(DONE, images.FORMATS.index(picture.format), picture.width, picture.height, seconds)
     except ERRORS as error:
-        outcome, text = 1 + ERRORS.index(type(error)), error.detail
+        outcome, text = 1 + ERRORS.index(type(error)), str(error)
     except MemoryError:
         outcome, text = 1 + ERRORS.index(TooCostly), "the picture needs too much memory to decode"
     except Exception as error:

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly
+from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly, of_image
 from app.metrics import Metrics
 from app.pictures.decoder import (
     COMMAND,  # fmt: skip
@@ -171,7 +171,7 @@ class Guard:
             _fail(job, DecoderFailed("the service is stopping"))
 
     async def read(self, data: bytes) -> Decoded:
-        """The pixels of a picture; raises what `images.read` does, `Overloaded` or `DecoderFailed`.
+        """The pixels of a picture; raises what `of_image` makes of `images.read`, `Overloaded` or `DecoderFailed`.
 
         A cancelled caller's picture is not begun any more, and ended if it is dear.
         """
@@ -320,12 +320,12 @@ class Guard:
             logger.error("decoding failed: %s", text)
             self._retry(job, "failed")
             return
-        error = ERRORS[outcome - 1]
-        if error is TooCostly and not job.large:
+        error = of_image(ERRORS[outcome - 1](text))
+        if isinstance(error, TooCostly) and not job.large:
             job.large = True
             self._defer(job)
             return
-        _fail(job, error(text))
+        _fail(job, error)
 
     def _died(self, worker: Worker) -> None:
         """The process has ended, or is ending; how, its status will tell."""

@@ -1,12 +1,10 @@
-"""The interface both engines share, and the function that picks one."""
+"""The interface both engines share."""
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,7 +14,6 @@ from PIL import Image
 from model import preprocess
 from model.caption import Caption
 from model.config import MAX_CAPTIONS, ModelConfig, SearchConfig
-from model.errors import EngineUnavailable
 from model.rerank import Reranker
 from model.search import Hypothesis, live_hypotheses
 
@@ -121,43 +118,3 @@ class CaptionEngine(Lane):
         size = self.config.preprocess.size
         for batch in batch_sizes or self.ways:
             self.caption(np.zeros((batch, size, size, 3), np.uint8))
-
-
-def load_engine(
-    folder: Path,
-    device: Device = "auto",
-    engine: Literal["auto", "torch", "openvino"] = "auto",
-    threads: int = 0,
-    precision: Precision = "auto",
-) -> CaptionEngine:
-    """Open the checkpoint in `folder` with the best engine for `device`.
-
-    `auto` takes CUDA through torch where torch is installed and sees a GPU, else OpenVINO on the
-    CPU. `threads` limits CPU threads (0: as many as the CPU quota allows).
-    Raises `CheckpointError` for a bad folder, `EngineUnavailable` where the engine cannot run.
-    """
-    if engine == "auto":
-        engine = "torch" if _wants_torch(device) else "openvino"
-    if engine == "torch":
-        if importlib.util.find_spec("torch") is None:
-            raise EngineUnavailable("the torch engine needs torch: pip install '.[gpu]', or use --device cpu")
-        from model.runtime.torch_engine import TorchEngine
-
-        return TorchEngine(folder, device=device, threads=threads, precision=precision)
-    if device == "cuda":
-        raise EngineUnavailable("OpenVINO runs on the CPU; use --device cpu, or the torch engine for CUDA")
-    from model.runtime.openvino_engine import OpenVINOEngine
-
-    return OpenVINOEngine(folder, threads=threads, precision=precision)
-
-
-def _wants_torch(device: Device) -> bool:
-    """True where CUDA was asked for, or `auto` finds a torch that sees a GPU (torch is imported only then)."""
-    if device == "cuda":
-        return True
-    # /dev/nvidiactl exists wherever an NVIDIA driver does: without it, torch's long import is saved.
-    if device == "cpu" or not Path("/dev/nvidiactl").exists() or importlib.util.find_spec("torch") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()

@@ -13,10 +13,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import of_image
 from app.pictures.guard import Decoded, Guard
 from model import images
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
+from model.errors import ImageError
 from model.preprocess import to_pixels
 from model.runtime.engine import CaptionEngine, Lane, Regions
 
@@ -117,7 +119,10 @@ class FakeGuard(Guard):
         return await asyncio.to_thread(self._decode, data)
 
     def _decode(self, data: bytes) -> Decoded:
-        picture = images.read(data, self.max_pixels, self.preprocess.size)
+        try:
+            picture = images.read(data, self.max_pixels, self.preprocess.size)
+        except ImageError as error:
+            raise of_image(error) from error
         pixels = to_pixels(picture.image, self.preprocess)
         return Decoded(pixels, picture.width, picture.height, picture.format, 0.001)
 

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from app.errors import TooLarge
 from benchmarks.soak import FORMATS, Tally, bomb, check, draw, padded, scans
 from model import images
+from model.errors import TooLarge
 
 
 def tally() -> Tally:

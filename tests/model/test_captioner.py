@@ -11,7 +11,7 @@ from model.captioner import Captioner
 from model.checkpoint import save_captioner
 from model.config import SearchConfig
 from model.encoder import as_regions
-from model.runtime.engine import load_engine
+from model.runtime import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import SIZE, captioner, liven, pictures
 from training.finishing.export import export

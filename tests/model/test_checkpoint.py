@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from model.captioner import Captioner
 from model.checkpoint import CONFIG, METRICS, WEIGHTS, load_captioner, open_checkpoint, save_captioner
 from model.errors import CheckpointError
-from model.runtime.engine import load_engine
+from model.runtime import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import captioner, pictures
 

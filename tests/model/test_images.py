@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.errors import BrokenImage, TooLarge, UnsupportedMedia, UnsupportedVariant
+from app.errors import of_image
 from model import images
 from model.config import PreprocessConfig
+from model.errors import BrokenImage, TooLarge, UnsupportedMedia, UnsupportedVariant
 from model.images import Picture
 from model.preprocess import to_pixels
 from tests.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain, png, quarters
@@ -293,7 +294,8 @@ def test_premultiplied_grey_is_read() -> None:
 def test_a_sound_picture_that_is_not_read_here_is_not_called_damaged(data: bytes) -> None:
     with pytest.raises(UnsupportedVariant) as caught:
         read(data)
-    assert (caught.value.status, caught.value.code) == (415, "unsupported_variant")
+    error = of_image(caught.value)
+    assert (error.status, error.code) == (415, "unsupported_variant")
 
 
 def test_a_text_that_begins_with_bm_is_no_picture() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page
 
 from app.settings import DEFAULT_MODEL
-from model.runtime.engine import load_engine
+from model.runtime import load_engine
 from tests.page.browser import chromium, open_browser
 from tests.page.live import serving
 

@@ -14,7 +14,7 @@ from typing import Any
 from model.checkpoint import write_json
 from model.config import SearchConfig
 from model.errors import CaptionModelError
-from model.runtime.engine import load_engine
+from model.runtime import load_engine
 from training.data import DataError, read
 from training.evaluation import Result, calibration_error, describe, entries_of, evaluate
 from training.process import settle

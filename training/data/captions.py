@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.errors import ServiceError
 from model import images
+from model.errors import ImageError
 from training.data import parquet
 from training.data.errors import DataError
 
@@ -45,7 +45,7 @@ class Picture:
         """The decoded picture, by the rules by which the service decodes. Raises `DataError` where it is broken."""
         try:
             return images.read(self.read_bytes(), MAX_PIXELS).image
-        except (OSError, ServiceError) as error:
+        except (OSError, ImageError) as error:
             raise DataError(f"{self.path}: the picture {self.name} cannot be decoded: {error}") from error
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from model import runtime
 from model.config import SearchConfig
 from model.errors import CheckpointError, EngineUnavailable
-from model.runtime import engine as engines
-from model.runtime.engine import CaptionEngine, load_engine
+from model.runtime import load_engine
+from model.runtime.engine import CaptionEngine
 from tests.model.tiny import SIZE, VOCABULARY, pictures
 
 both = pytest.mark.parametrize("name", ["torch", "openvino"])
@@ -158,7 +159,7 @@ def test_cuda_without_a_gpu_is_a_clear_error(checkpoint: Path, monkeypatch: pyte
 
 def test_torch_where_it_is_not_installed_is_a_clear_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     for device, engine in (("cpu", "torch"), ("cuda", "auto")):
         with pytest.raises(EngineUnavailable, match=r"needs torch: pip install '\.\[gpu\]', or use --device cpu"):
             load_engine(checkpoint, device, engine)  # type: ignore[arg-type]

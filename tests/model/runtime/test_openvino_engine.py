@@ -22,8 +22,8 @@ from model.caption import Caption
 from model.checkpoint import CONFIG, digest, open_checkpoint, save_captioner
 from model.config import SearchConfig
 from model.errors import CheckpointError
-from model.runtime import openvino_search
-from model.runtime.engine import Lane, Precision, load_engine
+from model.runtime import load_engine, openvino_search
+from model.runtime.engine import Lane, Precision
 from model.runtime.openvino_engine import MAX_OTHER_SEARCHES, SEVERAL, OpenVINOEngine, OpenVINOLane, OpenVINOStepper
 from model.search import beam_search
 from tests.model.tiny import captioner, pictures

@@ -14,7 +14,7 @@ from model.captioner import Captioner
 from model.cells import CELLS
 from model.checkpoint import CONFIG, GRAPHS, load_captioner, open_checkpoint, save_captioner
 from model.decoder import Memory
-from model.runtime.engine import load_engine
+from model.runtime import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import captioner, pictures
 from training.commands.export import main
