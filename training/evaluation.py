@@ -1,24 +1,31 @@
-"""Captions of a split by the engine that serves, and their coco-caption scores."""
+"""A model on the pictures of a split: its captions, by the engine that serves, and how good they are; and how sure it
+is of the captions that people wrote, by teacher forcing. The one way of both after training; within it: `validation`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from model.caption import Caption
-from model.checkpoint import load_captioner
+from model.captioner import Captioner
 from model.config import SearchConfig
-from model.runtime.engine import CaptionEngine
+from model.preprocess import to_pixels
+from model.runtime.engine import CaptionEngine, Regions
+from model.vocabulary import PAD
+from training.batching import padded
 from training.data import DataError, Picture
-from training.finishing import calibrate
 from training.scoring import failures
 from training.scoring.gallery import Entry
 from training.scoring.metrics import Report, expected_calibration_error, score
@@ -57,30 +64,46 @@ class Result:
         }
 
 
-def caption_pictures(
-    engine: CaptionEngine, pictures: Sequence[Picture], searches: Sequence[SearchConfig], batch_size: int = 32
-) -> tuple[list[Picture], list[list[Caption]]]:
-    """The pictures that could be decoded, and for each search a caption of each. A picture is encoded once."""
-    sound: list[Picture] = []
-    captions: list[list[Caption]] = [[] for _ in searches]
+def decoded(
+    pictures: Sequence[Picture], prepare: Callable[[Image.Image], NDArray[np.uint8]], batch_size: int
+) -> Iterator[tuple[list[Picture], NDArray[np.uint8]]]:
+    """Of each batch the pictures that can be decoded, and what `prepare` makes of them, (B, ...); others are logged."""
 
     def load(picture: Picture) -> NDArray[np.uint8] | None:
         try:
-            return engine.preprocess(picture.open())
+            return prepare(picture.open())
         except DataError as error:
             log.warning("skipped: %s", error)
             return None
 
     with ThreadPoolExecutor(2) as pool:
-        for start in tqdm(range(0, len(pictures), batch_size), "captions", unit="batch", leave=False):
+        for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
             loaded = [(p, pixels) for p, pixels in zip(batch, pool.map(load, batch), strict=True) if pixels is not None]
-            if not loaded:
-                continue
-            sound += [picture for picture, _ in loaded]
-            regions = engine.encode(np.stack([pixels for _, pixels in loaded]))
-            for mine, search in zip(captions, searches, strict=True):
-                mine += [ranked[0] for ranked in engine.generate(regions, search)]
+            if loaded:
+                yield [picture for picture, _ in loaded], np.stack([pixels for _, pixels in loaded])
+
+
+def candidates_of(
+    engine: CaptionEngine, pictures: Sequence[Picture], searches: Sequence[SearchConfig], batch_size: int = 32
+) -> Iterator[tuple[list[Picture], Regions, list[list[list[Caption]]]]]:
+    """Batch by batch the pictures that could be decoded, encoded once, and for each search all captions of each."""
+    batches = decoded(pictures, engine.preprocess, batch_size)
+    for sound, pixels in tqdm(batches, "captions", math.ceil(len(pictures) / batch_size), unit="batch", leave=False):
+        regions = engine.encode(pixels)
+        yield sound, regions, [engine.generate(regions, search) for search in searches]
+
+
+def caption_pictures(
+    engine: CaptionEngine, pictures: Sequence[Picture], searches: Sequence[SearchConfig], batch_size: int = 32
+) -> tuple[list[Picture], list[list[Caption]]]:
+    """The pictures that could be decoded, and for each search a caption of each."""
+    sound: list[Picture] = []
+    captions: list[list[Caption]] = [[] for _ in searches]
+    for some, _, found in candidates_of(engine, pictures, searches, batch_size):
+        sound += some
+        for mine, ranked in zip(captions, found, strict=True):
+            mine += [best for best, *_ in ranked]
     return sound, captions
 
 
@@ -109,11 +132,56 @@ def evaluate(
     return results
 
 
-def calibration_error(folder: Path, pictures: Sequence[Picture], device: str) -> float:
-    """Expected calibration error of the token probabilities, by teacher forcing on the references."""
-    captioner = load_captioner(folder).to(device)
-    outputs, targets = calibrate.teacher_force(captioner, pictures)
-    return expected_calibration_error(*calibrate.confidence(captioner, outputs, targets, captioner.config.temperature))
+@torch.inference_mode()
+def teacher_force(captioner: Captioner, pictures: Sequence[Picture], batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """What the decoder outputs before each reference word, (N, E), and those words' ids, (N,).
+
+    All references of all pictures; ends included. Words that the vocabulary lacks are `UNKNOWN`.
+    Pictures that cannot be decoded are left out and counted in a warning; `DataError` where none can.
+    """
+    captioner.eval()
+    device = next(captioner.parameters()).device
+    outputs, targets, sound = [], [], 0
+    batches = decoded(pictures, lambda image: to_pixels(image, captioner.config.preprocess), batch_size)
+    for some, pixels in tqdm(
+        batches, "teacher forcing", math.ceil(len(pictures) / batch_size), unit="batch", leave=False
+    ):
+        sound += len(some)
+        ids = [[captioner.vocabulary.encode(c) for c in picture.captions] for picture in some]
+        most = max(map(len, ids))
+        words = padded([[*mine, *[[]] * (most - len(mine))] for mine in ids])
+        for mine, real in zip(words, ids, strict=True):
+            mine[len(real) :] = PAD  # the filling of pictures with fewer captions
+        words = words.to(device)
+        said = words[..., 1:] != PAD
+        memory = captioner.encode(torch.from_numpy(pixels).to(device))
+        outputs.append(captioner.decoder.outputs(memory, words[..., :-1])[said])
+        targets.append(words[..., 1:][said])
+    if sound < len(pictures):
+        log.warning("%d of %d pictures cannot be decoded and were skipped", len(pictures) - sound, len(pictures))
+    if not outputs:
+        raise DataError("not one picture could be decoded")
+    return torch.cat(outputs), torch.cat(targets)
+
+
+@torch.inference_mode()
+def confidence(
+    captioner: Captioner, outputs: Tensor, targets: Tensor, temperature: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The probability of the word thought most likely, (N,), and whether it is the reference's, (N,)."""
+    probabilities, right = [], []
+    for some, wanted in zip(outputs.split(4096), targets.split(4096), strict=True):
+        log_probability, word = captioner.decoder.log_probabilities(
+            captioner.decoder.logits(some), temperature
+        ).max(-1)  # fmt: skip
+        probabilities.append(log_probability.exp().float().cpu().numpy())
+        right.append((word == wanted).cpu().numpy())
+    return np.concatenate(probabilities), np.concatenate(right)
+
+
+def calibration_error(captioner: Captioner, forced: tuple[Tensor, Tensor]) -> float:
+    """Expected calibration error of the token probabilities, of what `teacher_force` gives."""
+    return expected_calibration_error(*confidence(captioner, *forced, captioner.config.temperature))
 
 
 def entries_of(

@@ -13,6 +13,7 @@ import torch
 
 from model.errors import CaptionModelError, ConfigError
 from training import optimisation
+from training.commands.arguments import add_cache
 from training.config import RECIPES
 from training.data import DataError, read
 from training.process import settle
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", help="names of rows to run now; the page shows all recorded")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so long")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    add_cache(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot are")
     options = parser.parse_args(arguments)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, save_captioner
 from model.errors import CaptionModelError
+from training.commands.arguments import add_data
 from training.data import DataError, read
-from training.finishing.calibrate import confidence, fit_temperature, teacher_force
+from training.evaluation import confidence, teacher_force
+from training.finishing.calibrate import fit_temperature
 from training.finishing.export import export
 from training.process import settle
 from training.scoring.metrics import expected_calibration_error
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m training.commands.calibrate", description="Fit a checkpoint's temperature and store it."
     )
     parser.add_argument("folder", type=Path, help="a checkpoint folder")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
+    add_data(parser)
     parser.add_argument("--split", default="val", help="pictures to fit on (default: val)")
     options = parser.parse_args(arguments)
     settle()

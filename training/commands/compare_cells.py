@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from model.errors import CaptionModelError
+from training.commands.arguments import add_cache
 from training.config import find_recipe
 from training.data import DataError, read
 from training.process import settle
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", help="caption sets; PATH[:val=N,seed=S]; without: nothing with pictures")
     parser.add_argument("--recipe", default="cells", help="a TOML file, or the name of one in training/recipes")
     parser.add_argument("--runs", type=Path, default=Path("runs/cells"), help="where the runs go")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    add_cache(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where cells.md and its plots go")
     options = parser.parse_args(arguments)

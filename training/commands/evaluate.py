@@ -11,12 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import write_json
+from model.checkpoint import load_captioner, write_json
 from model.config import SearchConfig
 from model.errors import CaptionModelError
 from model.runtime import load_engine
+from training.commands.arguments import add_data
 from training.data import DataError, read
-from training.evaluation import Result, calibration_error, describe, entries_of, evaluate
+from training.evaluation import Result, calibration_error, describe, entries_of, evaluate, teacher_force
 from training.process import settle
 from training.scoring import failures
 from training.scoring.gallery import write_gallery
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.evaluate", description="Score a checkpoint.")
     parser.add_argument("--model", type=Path, default=Path("model/weights/default"), help="a checkpoint folder")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
+    add_data(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--engine", choices=("auto", "torch", "openvino"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -101,8 +102,9 @@ def _run(options: argparse.Namespace) -> None:
     best = max(first, key=lambda result: result.report.scores["CIDEr"]).search
     chosen = [result for result in results if result.search == best]
     columns = {result.source: result.facts() for result in chosen}
+    captioner = load_captioner(options.model).to(engine.device)
     for result in chosen:
-        error = calibration_error(options.model, result.pictures, engine.device)
+        error = calibration_error(captioner, teacher_force(captioner, result.pictures))
         columns[result.source]["calibration_error"] = round(error, 4)
 
     model = engine.config

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.checkpoint import load_captioner, save_captioner, write_json
 from model.errors import CaptionModelError
-from training.config import set_weight
+from training.commands.arguments import add_cache, add_choose, add_data
 from training.data import DataError, read
 from training.finishing.interpolate import SHARES, choose
 from training.process import settle
@@ -23,17 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("a", type=Path, help="checkpoint folder that training started from")
     parser.add_argument("b", type=Path, help="checkpoint folder that it led to")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    add_data(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.loop makes one")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help=f"of B, tried (default: {SHARES})")
-    parser.add_argument(
-        "--choose",
-        type=set_weight,
-        nargs="+",
-        default=[],
-        help="SET=WEIGHT: the sets that decide (default: the first)",
-    )
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    add_choose(parser)
+    add_cache(parser)
     options = parser.parse_args(arguments)
     settle()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import CaptionModelError
-from training.config import set_weight
+from training.commands.arguments import add_cache, add_choose, add_data
 from training.data import DataError
 from training.finishing.release import release
 from training.process import settle
@@ -25,16 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "runs", type=Path, nargs="+", help="folders of the runs that led to it, or of a release; the last one's best"
     )
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    add_data(parser)
     parser.add_argument("--to", type=Path, required=True, help="folder of the released checkpoint")
     parser.add_argument("--notes", type=Path, required=True, help="TOML with the words of the card")
-    parser.add_argument(
-        "--choose",
-        type=set_weight,
-        nargs="+",
-        default=[],
-        help="SET=WEIGHT: the sets that decide (default: the first)",
-    )
+    add_choose(parser)
+    add_cache(parser)
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     options = parser.parse_args(arguments)
@@ -46,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing:
             raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
         release(options.runs, options.data, options.to, notes, options.name, options.version,
-                dict(options.choose))  # fmt: skip
+                dict(options.choose), options.cache)  # fmt: skip
     except (CaptionModelError, DataError, MetricError, OSError, tomllib.TOMLDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

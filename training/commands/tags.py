@@ -16,6 +16,7 @@ from model.checkpoint import load_captioner, save_captioner, write_json
 from model.errors import CaptionModelError
 from training import features
 from training.augment import AugmentConfig
+from training.commands.arguments import add_cache, add_data
 from training.data import DataError, read
 from training.finishing.tags import choose_tags, fit, predict, targets_of
 from training.process import settle
@@ -28,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.tags", description="Give a checkpoint tags.")
     parser.add_argument("folder", type=Path, help="a checkpoint folder")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets; PATH[:val=N,seed=S]")
+    add_data(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.loop makes one")
     parser.add_argument("--most", type=int, default=1000, help="tags at most (default: 1000)")
     parser.add_argument("--least", type=int, default=12, help="pictures that a tag is said of at least (default: 12)")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--views", type=int, default=2, help="views a picture; all but the first augmented")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    add_cache(parser)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     options = parser.parse_args(arguments)
     settle()

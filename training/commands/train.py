@@ -13,6 +13,7 @@ import torch
 
 from model.errors import CaptionModelError
 from training import optimisation
+from training.commands.arguments import add_cache, add_data
 from training.config import find_recipe
 from training.data import DataError, read
 from training.initialisation import inherited
@@ -24,11 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/train", description="Train a captioner.")
     parser.add_argument("--recipe", required=True, help="a TOML file, or the name of one in training/recipes")
-    parser.add_argument("--data", required=True, nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
+    add_data(parser)
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<recipe>); resumes what lies there")
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
     parser.add_argument("--teacher", type=Path, nargs="+", default=[], help="checkpoints to learn from as an ensemble")
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
+    add_cache(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, help="in place of the recipe's train.seed")
     parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")

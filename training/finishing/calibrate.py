@@ -7,78 +7,15 @@ the words so far are a reference's, the next is the reference's or not.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from model import preprocess
 from model.captioner import Captioner
-from model.vocabulary import PAD
-from training.batching import padded
-from training.data import DataError, Picture
-
-log = logging.getLogger("training.calibrate")
+from training.evaluation import confidence
 
 LOWEST, HIGHEST = 0.25, 4.0  # temperatures searched
-
-
-@torch.inference_mode()
-def teacher_force(captioner: Captioner, pictures: Sequence[Picture], batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """What the decoder outputs before each reference word, (N, E), and those words' ids, (N,).
-
-    All references of all pictures; ends included. Words that the vocabulary lacks are `UNKNOWN`.
-    Pictures that cannot be decoded are left out and counted in a warning; `DataError` where none can.
-    """
-    captioner.eval()
-    device = next(captioner.parameters()).device
-    outputs, targets, broken = [], [], 0
-    for start in tqdm(range(0, len(pictures), batch_size), "teacher forcing", unit="batch", leave=False):
-        pixels, ids = [], []
-        for picture in pictures[start : start + batch_size]:
-            try:
-                pixels.append(preprocess.to_pixels(picture.open(), captioner.config.preprocess))
-            except DataError as error:
-                log.warning("skipped: %s", error)
-                broken += 1
-                continue
-            ids.append([captioner.vocabulary.encode(c) for c in picture.captions])
-        if not ids:
-            continue
-        most = max(map(len, ids))
-        words = padded([[*mine, *[[]] * (most - len(mine))] for mine in ids])
-        for mine, real in zip(words, ids, strict=True):
-            mine[len(real) :] = PAD  # the filling of pictures with fewer captions
-        words = words.to(device)
-        said = words[..., 1:] != PAD
-        memory = captioner.encode(torch.from_numpy(np.stack(pixels)).to(device))
-        outputs.append(captioner.decoder.outputs(memory, words[..., :-1])[said])
-        targets.append(words[..., 1:][said])
-    if broken:
-        log.warning("%d of %d pictures cannot be decoded and were skipped", broken, len(pictures))
-    if not outputs:
-        raise DataError("not one picture could be decoded")
-    return torch.cat(outputs), torch.cat(targets)
-
-
-@torch.inference_mode()
-def confidence(
-    captioner: Captioner, outputs: Tensor, targets: Tensor, temperature: float
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The probability of the word thought most likely, (N,), and whether it is the reference's, (N,)."""
-    probabilities, right = [], []
-    for some, wanted in zip(outputs.split(4096), targets.split(4096), strict=True):
-        log_probability, word = captioner.decoder.log_probabilities(
-            captioner.decoder.logits(some), temperature
-        ).max(-1)  # fmt: skip
-        probabilities.append(log_probability.exp().float().cpu().numpy())
-        right.append((word == wanted).cpu().numpy())
-    return np.concatenate(probabilities), np.concatenate(right)
 
 
 def fit_temperature(captioner: Captioner, outputs: Tensor, targets: Tensor) -> float:

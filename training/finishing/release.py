@@ -25,14 +25,15 @@ from model.caption import Caption
 from model.captioner import Captioner
 from model.checkpoint import METRICS, NEIGHBOURS, load_captioner, save_captioner, write_config, write_json
 from model.config import RerankConfig, SearchConfig
-from model.runtime import CaptionEngine, load_engine
+from model.runtime import load_engine
 from model.vocabulary import words_of
+from training import evaluation
 from training.data import CaptionData, DataError, Picture, read
-from training.evaluation import Result, describe, evaluate
+from training.evaluation import Result, candidates_of, describe, evaluate
 from training.finishing import calibrate, rerank
 from training.finishing.export import export
 from training.scoring.cider import CiderD
-from training.scoring.metrics import expected_calibration_error, repeats_bigram, require_java
+from training.scoring.metrics import repeats_bigram, require_java
 from training.validation import best_epoch, chosen_by
 
 log = logging.getLogger("training.release")
@@ -58,7 +59,12 @@ def choose_search(
         replace(engine.config.search, beam_size=beam, num_captions=beam, length_penalty=penalty, block_ngram=block)
         for beam, penalty, block in itertools.product(BEAMS, LENGTH_PENALTIES, BLOCKS)
     ]
-    sound, encoded, found = candidates_of(engine, pictures, searches)
+    sound: list[Picture] = []
+    encoded: list[Any] = []
+    found: list[list[list[Caption]]] = [[] for _ in searches]
+    for some, regions, candidates in candidates_of(engine, pictures, searches):
+        sound, encoded = [*sound, *some], [*encoded, regions]
+        found = [[*mine, *more] for mine, more in zip(found, candidates, strict=True)]
     sources = [picture.source for picture in sound]
     references = [[words_of(c) for c in picture.captions] for picture in sound]
     rows = {source: [i for i, name in enumerate(sources) if name == source] for source in weights}
@@ -101,29 +107,6 @@ def choose_search(
         if total >= max(sums) - 0.3
     )
     return replace(searches[rank[-1]], num_captions=1), rankings[rank[-1]], tried
-
-
-def candidates_of(
-    engine: CaptionEngine, pictures: Sequence[Picture], searches: Sequence[SearchConfig], batch_size: int = 32
-) -> tuple[list[Picture], list[Any], list[list[list[Caption]]]]:
-    """The pictures that could be decoded, what the engine made of them, and for each search all captions of each."""
-    sound: list[Picture] = []
-    encoded: list[Any] = []
-    found: list[list[list[Caption]]] = [[] for _ in searches]
-    for start in range(0, len(pictures), batch_size):
-        pixels = []
-        for picture in pictures[start : start + batch_size]:
-            try:
-                pixels.append(engine.preprocess(picture.open()))
-            except DataError as error:
-                log.warning("skipped: %s", error)
-                continue
-            sound.append(picture)
-        if pixels:
-            encoded.append(engine.encode(np.stack(pixels)))
-            for mine, search in zip(found, searches, strict=True):
-                mine += engine.generate(encoded[-1], search)
-    return sound, encoded, found
 
 
 def review_threshold(results: Sequence[Result]) -> tuple[float, dict[str, float]]:
@@ -248,11 +231,12 @@ def release(
     name: str,
     version: str,
     choose: Mapping[str, float] | None = None,
+    cache: Path = Path("cache"),
 ) -> None:
     """Write the release of the last of `runs` into `folder`, which keeps what it holds until the new one is whole.
 
     choose: weights of the sets whose validation pictures search, ranking and temperature are chosen on; without any
-    it is the first set.
+    it is the first set. cache: where features are kept.
     """
     # All that may be missing, before what takes minutes.
     require_java()
@@ -266,7 +250,7 @@ def release(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made, old = Path(temporary) / "new", Path(temporary) / "old"
-        _release(training, captioner, data, made, notes, name, version, choose or {})
+        _release(training, captioner, data, made, notes, name, version, choose or {}, cache)
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -286,15 +270,20 @@ def _release(
     name: str,
     version: str,
     choose: Mapping[str, float],
+    cache: Path,
 ) -> None:
     val, test = data.split("val"), data.split("test")
     weights = choose or {val[0].source: 1.0}
     chosen_on = [picture for picture in val if picture.source in weights]
     log.info("similar pictures: features of %d training pictures", len(data.split("train")))
-    train, features = rerank.pooled(captioner, data.split("train"))
+    train, features = rerank.pooled(captioner, data.split("train"), cache)
     captioner.feature = rerank.fit_feature(features, FEATURE_SIZE)
     captioner.config = replace(captioner.config, name=name, version=version, rerank=RerankConfig(FEATURE_SIZE))
-    outputs, targets = calibrate.teacher_force(captioner, chosen_on)
+    forced = {
+        source: evaluation.teacher_force(captioner, [picture for picture in val if picture.source == source])
+        for source in dict.fromkeys(picture.source for picture in val)
+    }
+    outputs, targets = (torch.cat(part) for part in zip(*(forced[source] for source in weights), strict=True))
     temperature = calibrate.fit_temperature(captioner, outputs, targets)
     captioner.config = replace(captioner.config, temperature=temperature)
     folder.mkdir(parents=True, exist_ok=True)
@@ -321,8 +310,9 @@ def _release(
         facts[split] = {}
         results = evaluate(engine, pictures, [search])
         for result in results:
-            outputs, targets = calibrate.teacher_force(captioner, result.pictures)
-            error = expected_calibration_error(*calibrate.confidence(captioner, outputs, targets, temperature))
+            if split == "test":
+                forced[result.source] = evaluation.teacher_force(captioner, result.pictures)
+            error = evaluation.calibration_error(captioner, forced[result.source])
             facts[split][result.source] = {**result.facts(), "calibration_error": round(error, 4)}
             log.info("%s %s: %s", split, result.source, facts[split][result.source])
         if split == "validation":

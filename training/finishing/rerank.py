@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model import preprocess
 from model.caption import Caption
 from model.captioner import Captioner
 from model.config import RerankConfig
+from model.encoder import as_regions
 from model.neighbours import Neighbours
 from model.rerank import agreement, tag_places
 from model.vocabulary import END, words_of
-from training.data import DataError, Picture
+from training import features
+from training.augment import AugmentConfig
+from training.data import Picture
 from training.scoring.cider import CiderD
 
 log = logging.getLogger("training.rerank")
@@ -32,25 +35,18 @@ _BATCH = 16  # pictures a forward pass
 
 
 @torch.inference_mode()
-def pooled(captioner: Captioner, pictures: Sequence[Picture]) -> tuple[list[Picture], NDArray[np.float32]]:
-    """The pictures that can be decoded, and the mean of their regions' features, (P, D)."""
+def pooled(captioner: Captioner, pictures: Sequence[Picture], cache: Path) -> tuple[list[Picture], NDArray[np.float32]]:
+    """The pictures that can be decoded, and the mean of their regions' features, (P, D); `cache` as in training."""
     device = next(captioner.parameters()).device
-    sound: list[Picture] = []
+    stages = features.before_head(captioner, len(captioner.encoder.stages))
+    cached = features.cached(captioner, stages, pictures, 1, AugmentConfig(), cache, device)
+    rest = captioner.encoder.stages[stages:].eval()
     found: list[NDArray[np.float32]] = []
-    for start in range(0, len(pictures), _BATCH):
-        pixels = []
-        for picture in pictures[start : start + _BATCH]:
-            try:
-                pixels.append(preprocess.to_pixels(picture.open(), captioner.config.preprocess))
-            except DataError as error:
-                log.warning("skipped: %s", error)
-                continue
-            sound.append(picture)
-        if pixels:
-            x = captioner.normalise(torch.from_numpy(np.stack(pixels)).to(device))
-            x = x.contiguous(memory_format=torch.channels_last)
-            found.append(captioner.encoder(x).mean(1).float().cpu().numpy())
-    return sound, np.concatenate(found)
+    for start in range(0, len(cached.pictures), _BATCH):
+        rows = range(start, min(start + _BATCH, len(cached.pictures)))
+        regions = as_regions(rest(cached.batch(rows, [0] * len(rows), device).float()))
+        found.append(regions.mean(1).cpu().numpy())
+    return list(cached.pictures), np.concatenate(found)
 
 
 def fit_feature(features: NDArray[np.float32], size: int) -> nn.Linear:

@@ -13,7 +13,8 @@ from model.config import DecoderConfig, ModelConfig, PreprocessConfig
 from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 from training.commands.calibrate import main
 from training.data import DataError, Picture, read
-from training.finishing.calibrate import confidence, fit_temperature, teacher_force
+from training.evaluation import confidence, teacher_force
+from training.finishing.calibrate import fit_temperature
 from training.scoring.metrics import expected_calibration_error
 
 WORDS = ("a", "dog", "cat", "runs", "sits", "red", "ball")

@@ -91,7 +91,7 @@ def test_the_search_is_the_smallest_of_the_best(
             texts = said_by.get((search.beam_size, search.length_penalty), (REFERENCES[0], "nothing", "nothing"))
             return [[Caption(text, -1.0)] for text in texts]
 
-        return pictures, [], [said(search) for search in searches]
+        return [(pictures, None, [said(search) for search in searches])]
 
     config = SimpleNamespace(search=SearchConfig(), rerank=RerankConfig())
     monkeypatch.setattr(release, "load_engine", lambda *_: SimpleNamespace(config=config, reranker=None))
@@ -137,7 +137,7 @@ def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A run, its data, and a release of before in the folder `to`; what takes minutes or Java is left out."""
     data = tiny.shapes(tmp_path)
     run = write_run(tmp_path / "run", "a", [1.0])
@@ -164,7 +164,9 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     data_folder = data.pictures[0].path.parent.parent
     return SimpleNamespace(
         run=run, to=to, data=data_folder,
-        release=lambda options="": release.release([run], [f"{data_folder}{options}"], to, notes, "tiny", "2"),
+        release=lambda options="": release.release(
+            [run], [f"{data_folder}{options}"], to, notes, "tiny", "2", cache=tmp_path_factory.mktemp("cache")
+        ),
     )  # fmt: skip
 
 
@@ -185,7 +187,7 @@ def test_what_is_missing_is_found_before_anything_is_done(
     def never(*_: Any) -> None:
         raise AssertionError("minutes of work")
 
-    monkeypatch.setattr(release.calibrate, "teacher_force", never)
+    monkeypatch.setattr(release.evaluation, "teacher_force", never)
     if what in ("val", "test"):
         listing = made.data / f"Flickr_8k.{'dev' if what == 'val' else what}Images.txt"
         listing.write_text("")  # and with val=0 no training pictures are held out in their place

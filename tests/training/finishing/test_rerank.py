@@ -31,10 +31,10 @@ def test_a_picture_that_cannot_be_decoded_is_left_out(captioner: Captioner, data
     broken.write_bytes(b"\x89PNG but no more")
     pictures = data.split("train")[:3]
     pictures[1] = replace(pictures[1], path=broken, offset=0, size=16)
-    sound, features = rerank.pooled(captioner, pictures)
+    sound, features = rerank.pooled(captioner, pictures, tmp_path / "cache")
     assert sound == [pictures[0], pictures[2]]
     assert features.shape == (2, captioner.encoder.channels)
-    both, all_at_once = rerank.pooled(captioner, sound)
+    both, all_at_once = rerank.pooled(captioner, sound, tmp_path / "another")
     np.testing.assert_allclose(all_at_once, features, rtol=1e-4)
     assert both == sound
 
@@ -59,9 +59,9 @@ def caption(text: str, log_probability: float) -> Caption:
 
 
 def test_the_chosen_ranking_is_the_best_of_those_tried_and_ranks_as_the_engines_do(
-    captioner: Captioner, data: CaptionData
+    captioner: Captioner, data: CaptionData, tmp_path: Path
 ) -> None:
-    train, features = rerank.pooled(captioner, data.split("train"))
+    train, features = rerank.pooled(captioner, data.split("train"), tmp_path)
     layer = rerank.fit_feature(features, 8)
     made = rerank.apply(layer, features)
     neighbours = rerank.index(captioner, made, train)
