@@ -15,7 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from model.caption import Caption
-from model.checkpoint import GRAPHS, Checkpoint, open_checkpoint
+from model.checkpoint import GRAPHS, WEIGHTS, Checkpoint, open_checkpoint
 from model.config import SearchConfig
 from model.errors import CheckpointError
 from model.rerank import Reranker
@@ -312,10 +312,9 @@ def _encode(request: ov.InferRequest, picture: NDArray[np.uint8]) -> OpenVINOReg
 
 
 def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:
-    for suffix in ("xml", "bin"):
-        checkpoint.verified(f"{GRAPHS}/{name}.{suffix}")
-    path = checkpoint.folder / GRAPHS / f"{name}.xml"
+    path, own = checkpoint.verified(f"{GRAPHS}/{name}.xml"), f"{GRAPHS}/{name}.bin"
+    weights = checkpoint.verified(own if own in checkpoint.digests else WEIGHTS)
     try:
-        return core.read_model(path)
+        return core.read_model(path, weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); export it again with training.export") from error
