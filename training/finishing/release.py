@@ -212,8 +212,8 @@ def card(facts: Mapping[str, Any]) -> str:
         ]
     if compared := facts.get("rankings_on_validation"):
         lines += [
-            "What orders the candidates of the search, CIDEr on validation pictures (`training.scoring.cider`; in brackets the "
-            "change, and its 95 % interval over pictures):",
+            "What orders the candidates of the search, CIDEr on validation pictures (`training.scoring.cider`; in "
+            "brackets the change, and its 95 % interval over pictures):",
             "",
             f"| order | {' | '.join(compared[0]['CIDEr'])} |",
             f"|{'---|' * (1 + len(compared[0]['CIDEr']))}",
