@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import model.torchvision_compat  # noqa: F401  # before transformers, which imports torchvision
+from benchmarks import WEIGHTS
+from model.checkpoint import load_captioner
+from model.config import SearchConfig
+from model.vocabulary import END, START, sentence
 
-import torch  # noqa: E402
-
-import model.torchvision_compat  # noqa: E402, F401  # before transformers, which imports torchvision
-from model.checkpoint import load_captioner  # noqa: E402
-from model.config import SearchConfig  # noqa: E402
-from model.vocabulary import END, START, sentence  # noqa: E402
-
-from transformers import BlipConfig, BlipForConditionalGeneration  # noqa: E402  # isort: skip
-
-WEIGHTS = ROOT / "model" / "weights" / "default"
+from transformers import BlipConfig, BlipForConditionalGeneration  # isort: skip
 
 
 class PythonBeam:

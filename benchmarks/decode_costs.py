@@ -9,12 +9,12 @@ import io
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import ROOT
+
 SIDE = 7000  # 49 megapixels, just within CAPTION_MAX_PIXELS
 READ = """
 import resource, sys

@@ -5,9 +5,7 @@ Each answers POST /caption with the multipart field `image`.
 
 import argparse
 import io
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import litserve
@@ -17,13 +15,9 @@ from fastapi import FastAPI, Request, UploadFile
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from model.caption import Caption  # noqa: E402
-from model.runtime import CaptionEngine, load_engine  # noqa: E402
-
-WEIGHTS = ROOT / "model" / "weights" / "default"
+from benchmarks import WEIGHTS
+from model.caption import Caption
+from model.runtime import CaptionEngine, load_engine
 
 
 def decode(data: bytes, engine: CaptionEngine) -> NDArray[np.uint8]:

@@ -64,8 +64,8 @@ def choose_search(
     sound: list[Picture] = []
     encoded: list[Any] = []
     found: list[list[list[Caption]]] = [[] for _ in searches]
-    for some, regions, candidates in candidates_of(engine, pictures, searches):
-        sound, encoded = [*sound, *some], [*encoded, regions]
+    for decodable, regions, candidates in candidates_of(engine, pictures, searches):
+        sound, encoded = [*sound, *decodable], [*encoded, regions]
         found = [[*mine, *more] for mine, more in zip(found, candidates, strict=True)]
     sources = [picture.source for picture in sound]
     references = [[words_of(c) for c in picture.captions] for picture in sound]

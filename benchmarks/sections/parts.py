@@ -1,0 +1,171 @@
+"""Where a caption's time goes, and the floor of the two parts that compute."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as opset
+from numpy.typing import NDArray
+
+from app.schemas import caption_out
+from benchmarks import WEIGHTS
+from benchmarks.load import BEAM
+from benchmarks.subject import MAX_PIXELS, Subject
+from benchmarks.timing import milliseconds, timed
+from model import images
+from model.caption import Caption
+from model.runtime import CaptionEngine
+from model.runtime.openvino_engine import OpenVINOLane, OpenVINORegions, OpenVINOStepper
+from model.search import beam_search
+
+
+def run(subject: Subject) -> list[dict[str, Any]]:
+    """Where a caption's time goes, and the floor of the two parts that compute."""
+    rate, bandwidth = flops(), bytes_per_second()
+    encoder_ops, step_ops, words = operations(subject.engine)
+    graphs = {path.stem: constant_bytes(path) for path in (WEIGHTS / "graphs").glob("*.xml")}
+    seconds: dict[str, list[float]] = {}
+    steps = statistics.median(steps_of(subject, subject.one(i)) for i in range(min(len(subject.files), 20)))
+    inside = 0.0
+    infer = ov.InferRequest.infer
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        before = time.perf_counter()
+        try:
+            return infer(*args, **kwargs)
+        finally:
+            inside += time.perf_counter() - before
+
+    def part(name: str, run: Callable[[], Any]) -> Any:
+        before = time.perf_counter()
+        result = run()
+        seconds.setdefault(name, []).append(time.perf_counter() - before)
+        return result
+
+    ov.InferRequest.infer = measured
+    try:
+        for number in range(subject.budget.rounds * 3):
+            data = subject.files[number % len(subject.files)]
+            picture = part("decode", partial(images.read, data, MAX_PIXELS, subject.size))
+            pixels = part("preprocess", partial(subject.engine.preprocess, picture.image))
+            regions = part("encode", partial(subject.engine.encode, pixels[None]))
+            inside = 0.0
+            captions = part("generate", partial(subject.engine.generate, regions, subject.search))
+            seconds.setdefault("steps", []).append(inside)
+            seconds.setdefault("search", []).append(seconds["generate"][-1] - inside)
+            part("json", partial(as_json, captions[0][0]))
+    finally:
+        ov.InferRequest.infer = infer
+    floors = {
+        "encode": max(encoder_ops / rate, graphs["encoder"] / bandwidth),
+        # Of the words' vectors as layer 1 sees them a step reads those of its words alone.
+        "steps": steps * max(BEAM * step_ops / rate, (graphs["step-int8"] - words) / bandwidth),
+    }
+    names = {
+        "decode": "decode the JPEG",
+        "preprocess": "resize to the encoder's input",
+        "encode": "encoder",
+        "steps": f"decoding and search, one graph ({steps:g} steps)",
+        "search": "words out of it",
+        "json": "answer as JSON",
+    }
+    return [
+        {
+            "name": label,
+            "min_ms": milliseconds(min(seconds[key])),
+            "median_ms": milliseconds(statistics.median(seconds[key])),
+            "floor_ms": milliseconds(floors[key]) if key in floors else None,
+        }
+        for key, label in names.items()
+    ]
+
+
+def steps_of(subject: Subject, pixels: NDArray[np.uint8]) -> int:
+    """How many steps the search of a picture takes."""
+
+    class Counting(OpenVINOStepper):
+        steps = 0
+
+        def step(self, *arguments: Any) -> NDArray[np.float32]:
+            self.steps += 1
+            return super().step(*arguments)
+
+    regions, lane = subject.engine.encode(pixels), subject.engine.lanes[0]
+    assert isinstance(regions, OpenVINORegions)
+    assert isinstance(lane, OpenVINOLane)
+    stepper = Counting(lane.step, regions)
+    beam_search(stepper, subject.search)
+    return stepper.steps
+
+
+def as_json(caption: Caption) -> str:
+    """`caption` as the service answers."""
+    return caption_out(caption).model_dump_json()
+
+
+def flops() -> float:
+    """Operations a second of a large matrix product in the fastest number format OpenVINO picks for this CPU."""
+    n = 1536
+    a, b = (np.random.default_rng(i).random((n, n), np.float32) for i in (0, 1))
+    left = opset.parameter([n, n], np.float32)
+    product = ov.Model([opset.matmul(left, opset.constant(b), False, False)], [left])
+    request = ov.Core().compile_model(product, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    return float(2 * n**3 / min(timed(lambda: request.infer([a])).wall for _ in range(20)))
+
+
+def bytes_per_second() -> float:
+    """Memory bandwidth for reading: the best of several sums over an array far larger than the caches."""
+    array = np.ones(64_000_000, np.float32)
+    threads = os.cpu_count() or 1
+    parts = np.array_split(array, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return array.nbytes / min(timed(lambda: list(pool.map(np.sum, parts))).wall for _ in range(8))
+
+
+def constant_bytes(graph: Path) -> int:
+    """Size of all constants of a graph (.xml)."""
+    data = (layer.find("data") for layer in ET.parse(graph).iter("layer") if layer.get("type") == "Const")
+    return sum(int(constant.attrib["size"]) for constant in data if constant is not None)
+
+
+def operations(engine: CaptionEngine) -> tuple[float, float, int]:
+    """Arithmetic of the encoder for one picture and of one step for one hypothesis (a multiply-add is 2).
+
+    Also how many numbers are the words' vectors as layer 1 sees them, which are looked up.
+    """
+    import torch
+    from torch import nn
+
+    from model.checkpoint import load_captioner
+
+    captioner = load_captioner(WEIGHTS)
+    total = 0.0
+
+    def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else output.numel() // output.shape[-1]
+        total += 2 * weight.numel() * positions
+
+    hooks = [m.register_forward_hook(count) for m in captioner.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    size = engine.config.preprocess.size
+    with torch.inference_mode():
+        captioner.encode(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
+    decoder = captioner.decoder
+    prepared = decoder.prepare()
+    looked_up = 0 if prepared is None else prepared.words.numel()
+    return total, 2.0 * sum(parameter.numel() for parameter in decoder.parameters()), looked_up

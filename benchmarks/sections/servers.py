@@ -1,0 +1,66 @@
+"""Over HTTP, at one client (a request) and at 16 (a request, of the whole time): contenders 1, 2 and 3."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from benchmarks.load import BEAM, Server, load, post, serving
+from benchmarks.subject import Subject
+from benchmarks.timing import OURS, Sample, interleaved, rows, timed
+
+
+def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    """Over HTTP, at one client (a request) and at 16 (a request, of the whole time): contenders 1, 2 and 3."""
+    here = "benchmarks.servers"
+    commands = {
+        OURS: ["-m", "app"],
+        **{name: ["-m", here, name, "--beam", str(BEAM)] for name in ("tutorial", "litserve-torch", "litserve-ours")},
+    }
+    labels = {
+        OURS: "this service",
+        "tutorial": "FastAPI + torch eager, one request at a time",
+        "litserve-torch": "LitServe + the same torch model",
+        "litserve-ours": "LitServe + this engine",
+    }
+    # As many for each of the 16: with fewer, most of a round would be its beginning and its end.
+    one, many = subject.budget.requests, 16 * subject.budget.requests
+    with ExitStack() as stack:
+        servers = {}
+        for name, command in commands.items():
+            servers[name] = stack.enter_context(serving(command, subject.files[0]))
+            servers[name].signal(signal.SIGSTOP)
+
+        def turn(server: Server, clients: int, requests: int) -> Sample:
+            server.signal(signal.SIGCONT)
+            try:
+                post(server.port, subject.files[:1])  # awake
+                return load(server, subject.files, clients, requests)[0]
+            finally:
+                server.signal(signal.SIGSTOP)
+
+        def at(clients: int, requests: int) -> dict[str, Callable[[], Sample]]:
+            return {name: partial(turn, server, clients, requests) for name, server in servers.items()}
+
+        def engine() -> Sample:
+            subject.caption(subject.one(0))  # awake
+            return timed(lambda: [subject.caption(subject.one(i)) for i in range(one)])
+
+        def from_file() -> Sample:
+            subject.caption(subject.one(0))  # awake
+            return timed(lambda: [subject.caption(subject.prepare(file)[None]) for file in subject.files[:one]])
+
+        single = interleaved(at(1, one), subject.budget.rounds)
+        crowd = interleaved(at(16, many), max(3, subject.budget.rounds // 3))
+        # HTTP against the bare engine on the same pictures: in turns as well.
+        turns = {OURS: engine, "file": from_file, "http": at(1, one)[OURS]}
+        both = interleaved(turns, subject.budget.rounds)
+    pixels, file, http = rows(both, {name: name for name in turns}, one)
+    whole = rows({OURS: both["file"], "http": both["http"]}, {OURS: "file", "http": "HTTP"}, one)[1]
+    return rows(single, labels, one), rows(crowd, labels, many), {
+        "engine_ms": pixels["median_ms"], "file_ms": file["median_ms"], "http_ms": http["median_ms"],
+        "ratio": http["ratio"], "ratio_to_file": whole["ratio"],
+    }  # fmt: skip
