@@ -29,6 +29,7 @@ from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
 from model.vocabulary import SPECIAL, Vocabulary
 from training import coverage, engine, features
+from training.capitals import learn_capitals
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, Picture, read
 from training.pieces import build_pieces
@@ -267,6 +268,7 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
             vocabulary = build_pieces(captions, recipe.pieces, recipe.min_count)
         else:
             vocabulary = Vocabulary.build(captions, recipe.min_count)
+        vocabulary = Vocabulary(vocabulary.words, learn_capitals(captions))
         weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
         return Captioner(model, vocabulary, weights)
     captioner = load_captioner(init)
@@ -281,7 +283,8 @@ def _captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captione
     if recipe.extend and captioner.vocabulary.in_pieces:
         raise ConfigError(f"extend adds words, and the vocabulary of {init} holds pieces of words")
     if recipe.extend:
-        captioner = extended(captioner, Vocabulary.build(captions, recipe.min_count).words)
+        new = Vocabulary(Vocabulary.build(captions, recipe.min_count).words, learn_capitals(captions))
+        captioner = extended(captioner, new)
     captioner.config = sizes
     captioner.decoder.dropout.p = model.decoder.dropout
     return captioner
@@ -325,13 +328,13 @@ def _report(
 
 
 @torch.no_grad()
-def extended(captioner: Captioner, words: Sequence[str]) -> Captioner:
-    """`captioner` with those of `words` that it lacks at the end of its vocabulary; what it says stays the same.
+def extended(captioner: Captioner, more: Vocabulary) -> Captioner:
+    """`captioner` with those words of `more` that it lacks at the end of its vocabulary; what it says stays the same.
 
     A new word begins with a random vector and, like a word never seen, hardly any probability.
     """
     known = captioner.vocabulary
-    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *words))))
+    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *more.words))), known.capitals | _of_new(known, more))
     larger = Captioner(captioner.config, vocabulary)
     state = larger.state_dict()
     for name, value in captioner.state_dict().items():
@@ -341,6 +344,11 @@ def extended(captioner: Captioner, words: Sequence[str]) -> Captioner:
             state[name][: len(value)] = value  # only what has a row a word has become longer
     larger.load_state_dict(state)
     return larger.eval()
+
+
+def _of_new(known: Vocabulary, more: Vocabulary) -> dict[str, str]:
+    """The capitals of those words of `more` that are not in `known`."""
+    return {word: written for word, written in more.capitals.items() if word not in known.words}
 
 
 def _teachers(

@@ -62,7 +62,7 @@ def captions_of(
                     zip(hypothesis.words, hypothesis.log_probabilities, strict=True)
                 )
             )
-            made.append(Caption(sentence(vocabulary.decode(hypothesis.words)), hypothesis.log_probability, tokens))
+            made.append(Caption(sentence(vocabulary.written(hypothesis.words)), hypothesis.log_probability, tokens))
         captions.append(made)
     return captions
 
