@@ -10,6 +10,7 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
+from caption_client import CaptionClient
 from model.checkpoint import load_captioner
 from model.encoder import _resnet, tv_models
 from model.runtime import load_engine
@@ -18,7 +19,7 @@ from tests.conftest import Once
 from tests.page.browser import chromium, open_browser
 from tests.page.live import serving
 from tests.training.shapes import in_language, write_shapes
-from training import export, train
+from training import train
 from training.data import read
 
 HELD_OUT = 100  # pictures
@@ -91,15 +92,35 @@ def test_other_languages_are_learnt_served_and_shown(language: str, folder: Path
     _look(engine, shapes / "Images" / "test-0000.png", said[0], language == "ar")
 
 
+def test_a_folder_of_german_captions_is_trained_and_served(tmp_path: Path) -> None:
+    """One table, pictures beside it, no parts named: one command, and what the service says is German."""
+    write_shapes(tmp_path, train=60, val=0, test=0, size=32)
+    for file in tmp_path.glob("*.txt"):
+        if file.name != "captions.txt":
+            file.unlink()
+    rows = [line.partition(",") for line in (tmp_path / "captions.txt").read_text().splitlines()[1:]]
+    (tmp_path / "captions.txt").unlink()
+    captions = [in_language(caption, "de") for _, _, caption in rows]
+    lines = ("Bild;Beschreibung", *(f'{name};"{text}"' for (name, _, _), text in zip(rows, captions, strict=True)))
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    recipe = RECIPE.format(weights="none").replace("size = 48", "size = 32").replace("epochs = 6", "epochs = 1")
+    (tmp_path / "small.toml").write_text(recipe)
+    _train(str(tmp_path / "small.toml"), tmp_path, tmp_path / "run", tmp_path / "cache")
+    with serving(load_engine(tmp_path / "run" / "served", "cpu", "openvino")) as url, CaptionClient(url) as client:
+        said = client.caption(tmp_path / "Images" / "train-0000.png").caption
+    written = {word for caption in captions for word in caption.removesuffix(".").split()}
+    assert said.endswith(".")
+    assert set(said.removesuffix(".").split()[1:]) <= written  # "Kreis", not "kreis"
+
+
 def _train(recipe: str, data: Path, run: Path, cache: Path) -> None:
     folders = ["--data", str(data), "--run", str(run), "--cache", str(cache)]
-    assert train.main(["--recipe", recipe, *folders, "--device", "cpu"]) == 0
-    assert export.main([str(run / "best")]) == 0
+    assert train.main(["--recipe", recipe, *folders, "--device", "cpu", "--export"]) == 0
 
 
 def _speak(data: Path, run: Path) -> tuple[CaptionEngine, list[str], list[str]]:
     """The served engine, what it says of pictures it never saw, and what is true."""
-    engine = load_engine(run / "best", "cpu", "openvino")
+    engine = load_engine(run / "served", "cpu", "openvino")
     pictures = read(data).split("test")
     assert len(pictures) == HELD_OUT
     pixels = np.stack([engine.preprocess(picture.open()) for picture in pictures])
