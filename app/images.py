@@ -63,6 +63,8 @@ NOT_OURS = re.compile(
     r"|cannot handle|samples per pixel|no codec available|^\d+$",
     re.IGNORECASE,
 )
+# What may be either: a box of a newer edition of the standard is not told from one with wrong bytes.
+UNSURE = re.compile(r"BMFF parsing failed")
 
 OUT_OF_MEMORY = re.compile(r"out of memory|memory allocation error(?!: security limit)", re.IGNORECASE)
 
@@ -125,7 +127,8 @@ def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf
             raise TooCostly("the picture needs too much memory to decode") from error
         if NOT_OURS.search(str(error)):
             raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
-        raise BrokenImage(f"the {format} picture is damaged or cut off and cannot be decoded") from error
+        unsure = ", or of a variant that is not read here," if UNSURE.search(str(error)) else ""
+        raise BrokenImage(f"the {format} picture is damaged or cut off{unsure} and cannot be decoded") from error
     if orientation >= 5:
         width, height = height, width
     return Picture(rgb, width, height, format)

@@ -296,6 +296,14 @@ def test_a_sound_picture_that_is_not_read_here_is_not_called_damaged(data: bytes
     assert (caught.value.status, caught.value.code) == (415, "unsupported_variant")
 
 
+def test_what_may_be_sound_is_not_only_called_damaged() -> None:
+    avif = plain((200, 40, 90), "AVIF")
+    with pytest.raises(BrokenImage, match="damaged or cut off, or of a variant that is not read here, and cannot"):
+        read(avif.replace(b"ispe", b"abcd"))
+    with pytest.raises(BrokenImage, match="damaged or cut off and cannot"):
+        read(avif[:-20])
+
+
 def test_a_text_that_begins_with_bm_is_no_picture() -> None:
     with pytest.raises(UnsupportedMedia):
         read(b"BMI stands for body mass index, which is a number.\n" * 9)
