@@ -296,12 +296,22 @@ def test_a_sound_picture_that_is_not_read_here_is_not_called_damaged(data: bytes
     assert (caught.value.status, caught.value.code) == (415, "unsupported_variant")
 
 
-def test_what_may_be_sound_is_not_only_called_damaged() -> None:
-    avif = plain((200, 40, 90), "AVIF")
-    with pytest.raises(BrokenImage, match="damaged or cut off, or of a variant that is not read here, and cannot"):
-        read(avif.replace(b"ispe", b"abcd"))
-    with pytest.raises(BrokenImage, match="damaged or cut off and cannot"):
-        read(avif[:-20])
+@pytest.mark.parametrize(("format", "box"), [("AVIF", b"ispe"), ("AVIF", b"pitm"), ("HEIF", b"pitm")])
+def test_what_may_be_sound_is_not_only_called_damaged(format: str, box: bytes) -> None:
+    """Without `pitm` none of its pictures is the first one: a sequence, perhaps."""
+    whole = plain((200, 40, 90), format).replace(box, b"abcd")
+    with pytest.raises(UnsupportedVariant, match=f"damaged, or a variant of {format} that is not read here"):
+        read(whole)
+    for cut in (whole[:-20], plain((200, 40, 90), format)[:-20]):
+        with pytest.raises(BrokenImage, match="damaged or cut off"):
+            read(cut)
+
+
+@pytest.mark.parametrize("brand", [b"heis", b"hevs"])
+def test_layered_pictures_are_a_variant(brand: bytes) -> None:
+    heif = plain((200, 40, 90), "HEIF")
+    with pytest.raises(UnsupportedVariant, match="a variant of HEIF that is not read here"):
+        read(heif[:8] + brand + heif[12:].replace(b"hvcC", b"lhvC"))
 
 
 def test_a_text_that_begins_with_bm_is_no_picture() -> None:
