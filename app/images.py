@@ -65,7 +65,9 @@ NOT_OURS = re.compile(
 )
 # AVIF and HEIF are boxes of boxes, of standards that grow: an unknown kind is not told from one with wrong bytes. Many
 # files are sound nevertheless: sequences without a still picture, or cropped ones, which libheif takes for liars.
-UNSURE = re.compile(r"BMFF parsing failed|Missing or empty image item|^Invalid input: |Security limit exceeded: Image size")
+UNSURE = re.compile(
+    r"BMFF parsing failed|Missing or empty image item|^Invalid input: |Security limit exceeded: Image size"
+)
 LAYERED = re.compile(rb"....ftyp(?:heim|heis|hevm|hevs)", re.DOTALL)  # HEVC of several layers
 
 OUT_OF_MEMORY = re.compile(r"out of memory|memory allocation error(?!: security limit)", re.IGNORECASE)
