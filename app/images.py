@@ -60,13 +60,15 @@ TURNS = {
 # How decoders word it that a file may be sound and still is not for them; the numbers are TIFF's compressions.
 NOT_OURS = re.compile(
     r"unsupported|not supported|not implemented|unknown (pixel mode|data organization|compression)"
-    r"|cannot handle|samples per pixel|no codec available|has not been built in|^\d+$",
+    r"|cannot handle|samples per pixel|no codec available|has not been built in|invalid palette size|^\d+$",
     re.IGNORECASE,
 )
 # AVIF and HEIF are boxes of boxes, of standards that grow: an unknown kind is not told from one with wrong bytes. Many
-# files are sound nevertheless: sequences without a still picture, or cropped ones, which libheif takes for liars.
+# files are sound nevertheless: sequences without a still picture, or cropped ones, which libheif takes for liars. And a
+# BMP's run lengths may end early, which leaves the rest as it is.
 UNSURE = re.compile(
     r"BMFF parsing failed|Missing or empty image item|^Invalid input: |Security limit exceeded: Image size"
+    r"|not enough image data"
 )
 LAYERED = re.compile(rb"....ftyp(?:heim|heis|hevm|hevs)", re.DOTALL)  # HEVC of several layers
 
@@ -131,7 +133,7 @@ def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf
             raise TooCostly("the picture needs too much memory to decode") from error
         if NOT_OURS.search(str(error)) or LAYERED.match(data):
             raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
-        if UNSURE.search(str(error)) and _is_whole(data):
+        if UNSURE.search(str(error)) and _is_whole(data, format):
             raise UnsupportedVariant(f"damaged, or a variant of {format} that is not read here") from error
         raise BrokenImage(f"the {format} picture is damaged or cut off and cannot be decoded") from error
     if orientation >= 5:
@@ -149,8 +151,12 @@ def sniff(data: bytes) -> str:
     raise UnsupportedMedia(f"not a picture in a format that is read here: {', '.join(FORMATS)}")
 
 
-def _is_whole(data: bytes) -> bool:
-    """Whether the boxes of an AVIF or HEIF end where the file does: it is not cut off."""
+def _is_whole(data: bytes, format: str) -> bool:
+    """Whether a file is as long as it says: a BMP in its header, the boxes of an AVIF or HEIF together."""
+    if format == "BMP":
+        return 0 < int.from_bytes(data[2:6], "little") <= len(data)
+    if format not in ("AVIF", "HEIF"):
+        return False
     at = 0
     while at < len(data):
         size = int.from_bytes(data[at : at + 4], "big")

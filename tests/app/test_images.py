@@ -307,6 +307,15 @@ def test_what_may_be_sound_is_not_only_called_damaged(format: str, box: bytes) -
             read(cut)
 
 
+def test_run_lengths_that_end_early_are_not_damage() -> None:
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 4, 0, 0, 2, 2) + bytes(8)
+    bmp = b"BM" + struct.pack("<IHHI", 14 + len(header) + 4, 0, 0, 14 + len(header)) + header + b"\4\1\0\1"
+    with pytest.raises(UnsupportedVariant, match="damaged, or a variant of BMP"):
+        read(bmp)
+    with pytest.raises(BrokenImage):
+        read(bmp[:-2])
+
+
 @pytest.mark.parametrize("brand", [b"heis", b"hevs"])
 def test_layered_pictures_are_a_variant(brand: bytes) -> None:
     heif = plain((200, 40, 90), "HEIF")
