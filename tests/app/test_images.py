@@ -302,7 +302,9 @@ def test_what_may_be_sound_is_not_only_called_damaged(format: str, box: bytes) -
     whole = plain((200, 40, 90), format).replace(box, b"abcd")
     with pytest.raises(UnsupportedVariant, match=f"damaged, or a variant of {format} that is not read here"):
         read(whole)
-    for cut in (whole[:-20], plain((200, 40, 90), format)[:-20]):
+    boxes = plain((200, 40, 90), format)
+    ends = (boxes.index(b"meta") - 4, boxes.index(b"mdat") - 4)
+    for cut in (whole[:-20], boxes[:-20], *(boxes[:end] for end in ends)):  # also where a box ends
         with pytest.raises(BrokenImage, match="damaged or cut off"):
             read(cut)
 
