@@ -67,8 +67,8 @@ NOT_OURS = re.compile(
 # files are sound nevertheless: sequences without a still picture, or cropped ones, which libheif takes for liars. And a
 # BMP's run lengths may end early, which leaves the rest as it is.
 UNSURE = re.compile(
-    r"decode image: (?:BMFF parsing failed|Missing or empty image item)|^Invalid input: (?!.*(?:end of file|File size too small))"
-    r"|Security limit exceeded: Image size|not enough image data"
+    r"decode image: (?:BMFF parsing failed|Missing or empty image item)|Security limit exceeded: Image size"
+    r"|^Invalid input: (?!.*(?:end of file|File size too small))|not enough image data"
 )
 LAYERED = re.compile(rb"....ftyp(?:heim|heis|hevm|hevs)", re.DOTALL)  # HEVC of several layers
 
