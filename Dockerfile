@@ -33,10 +33,6 @@ COPY --chmod=755 caption_client /app/caption_client
 COPY --chmod=755 model /app/model
 RUN python -m compileall -q /app
 
-FROM code AS code-cpu
-# OpenVINO runs the graphs; the weights they were made of are torch's.
-RUN find /app/model/weights -name '*.safetensors' -delete
-
 FROM base AS runtime
 ENV PATH=/venv/bin:$PATH \
     PYTHONPATH=/app \
@@ -69,5 +65,5 @@ ENV CAPTION_DEVICE=cuda
 # The last stage is what a plain `docker build .` makes.
 FROM runtime AS cpu
 COPY --from=build-cpu /venv /venv
-COPY --from=code-cpu /app /app
+COPY --from=code /app /app
 ENV CAPTION_DEVICE=cpu

@@ -51,13 +51,23 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One sentence; `log_probability` is the natural log of the product of its tokens' probabilities."""
+    """One sentence; `log_probability` is the natural log of the product of its tokens' probabilities.
+
+    support: probability that all things it names are there, by the tags, which were asked about the picture alone;
+        None where the checkpoint has no tags, or knows none of the things.
+    """
 
     text: str
     log_probability: float
     tokens: tuple[Token, ...] = field(default=())
+    support: float | None = None
 
     @property
     def confidence(self) -> float:
         """Geometric mean of the tokens' probabilities, in (0, 1]."""
         return math.exp(self.log_probability / max(len(self.tokens), 1))
+
+    @property
+    def reliability(self) -> float:
+        """What decides whether a person should look: `support`, or the confidence of a caption without."""
+        return self.confidence if self.support is None else self.support

@@ -1,7 +1,7 @@
 """A checkpoint is a folder that holds everything: configuration, vocabulary, weights, figures, serving graphs.
 
     config.json        format version, ModelConfig, vocabulary, digests of the files beside it
-    model.safetensors  the weights, matrices in float16, vectors in float32
+    model.safetensors  the weights, matrices in float16, vectors in float32; graphs in float16 read theirs from it too
     metrics.json       what was measured, and the model card's facts (served at GET /model)
     README.md          the model card
     neighbours.npz     captions of similar training pictures, where candidates are ranked by them (model.neighbours)
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, METRICS, GRAPHS = "config.json", "model.safetensors", "metrics.json", "graphs"
 NEIGHBOURS = "neighbours.npz"
+GRAPH_CONSTANTS = "graphs.constants"  # the tensor among the weights that only graphs read: their other constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ def load_captioner(folder: Path) -> Captioner:
     try:
         with safe_open(path, "pt") as file:
             fingerprint = (file.metadata() or {}).get("vocabulary_fingerprint")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = set(file.keys()) - {GRAPH_CONSTANTS}
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again") from error
     if fingerprint != checkpoint.vocabulary.fingerprint():
@@ -110,8 +112,13 @@ def load_captioner(folder: Path) -> Captioner:
     return captioner.eval()
 
 
-def save_captioner(captioner: Captioner, folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write `captioner` and `metrics` as a checkpoint folder; its serving graphs are `training.export`'s."""
+def save_captioner(
+    captioner: Captioner, folder: Path, metrics: Mapping[str, Any], graph_constants: bytes | None = None
+) -> None:
+    """Write `captioner` and `metrics` as a checkpoint folder; its serving graphs are `training.export`'s.
+
+    graph_constants: what those graphs need beside the weights, a multiple of 8 bytes.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -120,6 +127,8 @@ def save_captioner(captioner: Captioner, folder: Path, metrics: Mapping[str, Any
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise CheckpointError(f"{bad[0]} holds values that are not finite in float16; nothing was written")
+    if graph_constants is not None:
+        tensors[GRAPH_CONSTANTS] = torch.frombuffer(bytearray(graph_constants), dtype=torch.int64)  # begins at 8 n
     fingerprint = captioner.vocabulary.fingerprint()
     temporary = folder / (WEIGHTS + ".tmp")
     save_file(tensors, temporary, metadata={"vocabulary_fingerprint": fingerprint})

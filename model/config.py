@@ -77,7 +77,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         _check(self.strategy in ("beam", "sample"), f"strategy must be beam or sample, not {self.strategy!r}")
         _check(1 <= self.beam_size <= MAX_BEAM_SIZE, f"beam_size must be 1 to {MAX_BEAM_SIZE}")
-        _check(1 <= self.num_captions <= MAX_CAPTIONS, f"num_captions must be 1 to {MAX_CAPTIONS}")
+        most = max(MAX_CAPTIONS, self.beam_size)  # a beam's own hypotheses may all be wanted, to be ranked anew
+        _check(1 <= self.num_captions <= most, f"num_captions must be 1 to {most}")
         _check(1 <= self.max_length <= MAX_LENGTH, f"max_length must be 1 to {MAX_LENGTH}")
         _check(self.block_ngram >= 0, "block_ngram must be 0 or more")
         _check(0 <= self.length_penalty < math.inf, "length_penalty must be 0 or more")
@@ -95,12 +96,14 @@ class RerankConfig:
 
     score = consensus with the captions of similar pictures + search * the search's own score
             + tags * mean log-odds of the tags among the caption's words
+            + things * sum of the log-odds of the things among them
     """
 
     size: int = 0  # dimensions of the feature that similar pictures are found by; 0: the search's own order stays
     neighbours: int = 20  # similar pictures asked
     search: float = 1.0
     tags: float = 0.0
+    things: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ class ModelConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     rerank: RerankConfig = field(default_factory=RerankConfig)
     tags: tuple[str, ...] = ()  # words that the tag head looks for in a picture
-    review_below: float = 0.0  # captions less confident than this want a look by a person
+    things: tuple[str, ...] = ()  # those of the tags that are things: a caption that names one claims that it is there
+    review_below: float = 0.0  # captions less reliable than this want a look by a person (`Caption.reliability`)
     temperature: float = 1.0  # divides the logits so that probabilities are calibrated (fitted on validation)
 
 

@@ -2,6 +2,7 @@
 
 A search ranks by the decoder's own probabilities, which like what is usual. Two witnesses are heard beside it: what
 people said of similar pictures (`model.neighbours`), and the tags, which were asked about the picture alone.
+The tags also say how far a caption is to be believed (`support`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ class Reranker:
     """Puts hypotheses in the order that `config` asks for. Thread-safe."""
 
     def __init__(
-        self, config: RerankConfig, vocabulary: Vocabulary, tags: Sequence[str], neighbours: Neighbours
+        self,
+        config: RerankConfig,
+        vocabulary: Vocabulary,
+        tags: Sequence[str],
+        neighbours: Neighbours,
+        things: Sequence[str] = (),
     ) -> None:
         self.config, self.neighbours = config, neighbours
-        self._places = tag_places(vocabulary, tags)
+        self._places, self._things = tag_places(vocabulary, tags), tag_places(vocabulary, tags, things)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Reranker | None:
@@ -33,7 +39,8 @@ class Reranker:
         if not checkpoint.config.rerank.size:
             return None
         neighbours = Neighbours.read(checkpoint.verified(NEIGHBOURS))
-        return cls(checkpoint.config.rerank, checkpoint.vocabulary, checkpoint.config.tags, neighbours)
+        config = checkpoint.config
+        return cls(config.rerank, checkpoint.vocabulary, config.tags, neighbours, config.things)
 
     def __call__(
         self, found: Sequence[Hypothesis], feature: NDArray[np.float32], tags: NDArray[np.float32]
@@ -45,17 +52,47 @@ class Reranker:
         scores += self.config.search * np.array([h.score for h in found], np.float32)
         if self.config.tags:
             scores += self.config.tags * np.array([agreement(h.words, self._places, tags) for h in found], np.float32)
+        if self.config.things:
+            odds = [log_odds(h.words, self._things, tags).sum() for h in found]
+            scores += self.config.things * np.array(odds, np.float32)
         return [found[i] for i in np.argsort(-scores, kind="stable").tolist()]
 
 
-def tag_places(vocabulary: Vocabulary, tags: Sequence[str]) -> NDArray[np.int64]:
-    """(V,): for each token the place of its word among the tags, -1 for none."""
-    place = {word: i for i, word in enumerate(tags)}
+def tag_places(vocabulary: Vocabulary, tags: Sequence[str], some: Sequence[str] | None = None) -> NDArray[np.int64]:
+    """(V,): for each token the place of its word among the tags, -1 for none. some: only these of the tags count."""
+    place = {word: i for i, word in enumerate(tags) if some is None or word in some}
     return np.array([place.get(word, -1) for word in vocabulary.words])
+
+
+def thing_places(checkpoint: Checkpoint) -> NDArray[np.int64] | None:
+    """`tag_places` of the checkpoint's things; None for one that knows of none."""
+    config = checkpoint.config
+    return tag_places(checkpoint.vocabulary, config.tags, config.things) if config.things else None
+
+
+def said(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of the distinct tags among a caption's token ids. tags: (G,), probabilities."""
+    found = np.unique(places[list(words)])
+    return tags[found[found >= 0]].clip(1e-4, 1 - 1e-4)
+
+
+def log_odds(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Those of the distinct tags among a caption's token ids. tags: (G,), probabilities."""
+    p = said(words, places, tags)
+    odds: NDArray[np.float32] = np.log(p / (1 - p))
+    return odds
 
 
 def agreement(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> float:
     """Mean log-odds of the tags among a caption's token ids; 0 where there is none. tags: (G,), probabilities."""
-    said = places[list(set(words))]
-    p = tags[said[said >= 0]].clip(1e-4, 1 - 1e-4)
-    return float(np.log(p / (1 - p)).mean()) if len(p) else 0.0
+    odds = log_odds(words, places, tags)
+    return float(odds.mean()) if len(odds) else 0.0
+
+
+def support(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> float | None:
+    """Probability that all things a caption names are there, as if they came one by one; None where it names none.
+
+    words: its token ids. places: (V,), of the things alone. tags: (G,), probabilities.
+    """
+    p = said(words, places, tags)
+    return float(p.prod()) if len(p) else None

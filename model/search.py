@@ -90,6 +90,7 @@ class Hypothesis:
     words: tuple[int, ...]
     log_probabilities: tuple[float, ...]
     score: float  # what it was ranked by
+    support: float | None = None  # by the picture's tags (`model.rerank.support`)
 
     @property
     def log_probability(self) -> float:

@@ -22,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -439,7 +440,7 @@ class Bench:
         """Where a caption's time goes, and the floor of the two parts that compute."""
         rate, bandwidth = flops(), bytes_per_second()
         encoder_ops, step_ops, words = operations(self.engine)
-        graphs = {path.stem: path.stat().st_size for path in (WEIGHTS / "graphs").glob("*.bin")}
+        graphs = {path.stem: constant_bytes(path) for path in (WEIGHTS / "graphs").glob("*.xml")}
         seconds: dict[str, list[float]] = {}
         steps = statistics.median(self.steps(self.one(i)) for i in range(min(len(self.files), 20)))
         inside = 0.0
@@ -672,6 +673,12 @@ def bytes_per_second() -> float:
     parts = np.array_split(array, threads)
     with ThreadPoolExecutor(threads) as pool:
         return array.nbytes / min(timed(lambda: list(pool.map(np.sum, parts))).wall for _ in range(8))
+
+
+def constant_bytes(graph: Path) -> int:
+    """Size of all constants of a graph (.xml)."""
+    data = (layer.find("data") for layer in ET.parse(graph).iter("layer") if layer.get("type") == "Const")
+    return sum(int(constant.attrib["size"]) for constant in data if constant is not None)
 
 
 def operations(engine: CaptionEngine) -> tuple[float, float, int]:

@@ -2,7 +2,7 @@
 
 OpenVINO graphs of the encoder (pixels to what the decoder needs of a picture) and of one decoding
 step, the latter with float16 and with 8-bit weights. They are compared with torch on random pictures
-and words before anything is written.
+and words before anything is written. Weights in float16 are stored once: graphs read them from where torch does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import shutil
 import sys
 import tempfile
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nncf
 import numpy as np
@@ -26,7 +28,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from model.captioner import Captioner
-from model.checkpoint import GRAPHS, load_captioner, open_checkpoint, save_captioner, write_config
+from model.checkpoint import GRAPHS, WEIGHTS, load_captioner, open_checkpoint, save_captioner, write_config
 from model.decoder import Decoder, Memory
 from model.encoder import fold_norms
 from model.errors import CaptionModelError
@@ -38,6 +40,7 @@ log = logging.getLogger("training.export")
 
 TOLERANCE = 0.01  # accepted distance from torch's outputs, root mean square over root mean square
 TOLERANCE_INT8 = 0.05  # the same for 8-bit weights
+_ALIGNMENT = 8  # bytes of the largest number in a graph
 # Where the decoder does not attend there are none of those in `ATTENTION`; the last two where the captioner has them.
 ENCODER_OUTPUTS = ("keys", "values", "start", "feature", "tags")
 STEP_INPUTS = ("words", "parents", "state", "keys", "values")
@@ -158,9 +161,12 @@ def export(folder: Path) -> None:
             path = Path(temporary) / f"{name}.xml"
             ov.save_model(graph, path, compress_to_fp16=True)
             _check(path, plain if module is fast else module, example, outputs)
-        save_captioner(captioner, folder, open_checkpoint(folder).metrics)
+        _save_once(captioner, folder, [Path(temporary) / f"{name}.xml" for name in (ENCODER, STEP)])
         graphs = folder / GRAPHS
         graphs.mkdir(exist_ok=True)
+        for file in graphs.iterdir():
+            if not (Path(temporary) / file.name).exists():
+                file.unlink()  # of an earlier export
         for file in Path(temporary).iterdir():
             os.replace(file, graphs / file.name)
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
@@ -206,6 +212,49 @@ def _check(path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: 
             log.info("%s, batch %d, %s: relative error %.5f", path.stem, rows, name, error)
             if not error <= tolerance:  # also where it is not a number
                 raise ExportError(f"{path.stem}: output {name} is off torch's by {error:.1%}; nothing was written")
+
+
+def _save_once(captioner: Captioner, folder: Path, graphs: Sequence[Path]) -> None:
+    """Save `captioner` in `folder`, with all that `graphs` (.xml) hold: they read it from the file of the weights.
+
+    Most of it are the captioner's own matrices; the rest goes into the file beside them. The graphs' .bin go.
+    """
+    metrics = open_checkpoint(folder).metrics
+    save_captioner(captioner, folder, metrics)
+    weights = (folder / WEIGHTS).read_bytes()
+    trees = {path: ET.parse(path) for path in graphs}
+    values: dict[Path, list[bytes]] = {}  # of each graph's constants
+    for path, tree in trees.items():
+        own = path.with_suffix(".bin").read_bytes()
+        values[path] = [own[start : start + size] for start, size in map(_place, _constants(tree))]
+    rest = dict.fromkeys(value for mine in values.values() for value in mine if _find(weights, value) is None)
+    padded = b"".join(value + bytes(-len(value) % _ALIGNMENT) for value in rest)
+    save_captioner(captioner, folder, metrics, padded or bytes(_ALIGNMENT))
+    weights = (folder / WEIGHTS).read_bytes()
+    for path, tree in trees.items():
+        for constant, value in zip(_constants(tree), values[path], strict=True):
+            constant.set("offset", str(_find(weights, value)))
+        tree.write(path, encoding="utf-8", xml_declaration=True)
+        path.with_suffix(".bin").unlink()
+
+
+def _constants(tree: ET.ElementTree[Any]) -> list[ET.Element]:
+    """Where a graph's constants say at which byte of the weights they begin and how many they are."""
+    constants = (layer.find("data") for layer in tree.iter("layer") if layer.get("type") == "Const")
+    return [data for data in constants if data is not None]
+
+
+def _place(constant: ET.Element) -> tuple[int, int]:
+    return int(constant.attrib["offset"]), int(constant.attrib["size"])
+
+
+def _find(weights: bytes, value: bytes) -> int | None:
+    """The first byte of `value` in a file, where it lies as its numbers must."""
+    alignment = min(len(value) & -len(value), _ALIGNMENT) or 1
+    at = weights.find(value)
+    while at >= 0 and at % alignment:
+        at = weights.find(value, at + 1)
+    return at if at >= 0 else None
 
 
 def _rms(values: NDArray[np.float32]) -> float:

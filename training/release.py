@@ -50,8 +50,10 @@ RIGHT = 90.0  # percent of the objects in captions above the threshold for a rev
 
 def choose_search(
     folder: Path, captioner: Captioner, pictures: Sequence[Picture], weights: Mapping[str, float]
-) -> tuple[SearchConfig, RerankConfig, list[dict[str, Any]]]:
+) -> tuple[SearchConfig, RerankConfig, list[dict[str, Any]], list[dict[str, Any]]]:
     """The search and the ranking with the best CIDEr and BLEU-4 on `pictures` of those tried, and what each gave.
+
+    Last, what each witness adds to the ranking of that search's candidates (`rerank.compare`).
 
     Their sum, percent, sets weighted as `weights` says. Of searches within 0.3 of the best one, one that repeats few
     bigrams, then the smallest beam. For each search the ranking has the best CIDEr.
@@ -70,6 +72,7 @@ def choose_search(
     rows = {source: [i for i, name in enumerate(sources) if name == source] for source in weights}
     tried: list[dict[str, Any]] = []
     rankings: list[RerankConfig] = []
+    all_weighed: list[list[rerank.Candidates] | None] = []
     for search, mine in zip(searches, found, strict=True):
         ranking, cider = engine.config.rerank, {}
         weighed = None
@@ -77,6 +80,7 @@ def choose_search(
             features, tags = (np.concatenate([getattr(part, name) for part in encoded]) for name in ("feature", "tags"))
             weighed = rerank.weigh(captioner, reranker.neighbours, sound, mine, features, tags, search.length_penalty)
             ranking, _ = rerank.choose(weighed, sources, weights, ranking)
+        all_weighed.append(weighed)
         best = [captions[weighed[i].chosen(ranking) if weighed else 0] for i, captions in enumerate(mine)]
         words = [words_of(caption.text) for caption in best]
         bleu = {}
@@ -106,7 +110,9 @@ def choose_search(
         for i, (row, total) in enumerate(zip(tried, sums, strict=True))
         if total >= max(sums) - 0.3
     )
-    return replace(searches[rank[-1]], num_captions=1), rankings[rank[-1]], tried
+    weighed, ranking = all_weighed[rank[-1]], rankings[rank[-1]]
+    compared = rerank.compare(weighed, sources, weights, ranking) if weighed else []
+    return replace(searches[rank[-1]], num_captions=1), ranking, tried, compared
 
 
 def candidates_of(
@@ -132,29 +138,33 @@ def candidates_of(
     return sound, encoded, found
 
 
-def review_threshold(results: Sequence[Result]) -> tuple[float, dict[str, float]]:
-    """The confidence from which on captions name `RIGHT` percent of their objects rightly, and how many those are.
+def review_threshold(results: Sequence[Result]) -> tuple[float, dict[str, dict[str, float]]]:
+    """The reliability from which on captions name `RIGHT` percent of their objects rightly, and what that means by set.
 
-    Fitted on the sets where all captions together do not. 0 where there is no such set: nothing needs a review.
+    Fitted on each set whose captions all together do not; the highest is taken. 0 where there is no such set: nothing
+    needs a review.
     """
-    weak = [result for result in results if result.objects.precision < RIGHT]
-    if not weak:
-        return 0.0, {}
-    confidence = np.concatenate([[caption.confidence for caption in result.captions] for result in weak])
-    said, right = (np.concatenate([getattr(result.objects, name) for result in weak]) for name in ("said", "right"))
-    order = np.argsort(-confidence, kind="stable")
-    share = 100 * np.cumsum(right[order]) / np.maximum(np.cumsum(said[order]), 1)
-    enough = np.flatnonzero(share >= RIGHT)
-    last = int(enough[-1]) if len(enough) else 0
-    threshold = math.floor(1000 * confidence[order[last]]) / 1000
-    above = confidence >= threshold
-    return threshold, {
-        "confidence": threshold,
-        "pictures": len(confidence),
-        "captions_above": round(100 * float(above.mean()), 1),
-        "objects_right_above": round(100 * float(right[above].sum() / max(said[above].sum(), 1)), 1),
-        "objects_right_below": round(100 * float(right[~above].sum() / max(said[~above].sum(), 1)), 1),
-    }
+    needed = [0.0]
+    for result in results:
+        reliability, objects = np.array([caption.reliability for caption in result.captions]), result.objects
+        if objects.precision >= RIGHT:
+            continue
+        order = np.argsort(-reliability, kind="stable")
+        share = 100 * np.cumsum(objects.right[order]) / np.maximum(np.cumsum(objects.said[order]), 1)
+        enough = np.flatnonzero(share >= RIGHT)
+        last = int(enough[-1]) if len(enough) else 0
+        needed.append(math.floor(1000 * reliability[order[last]]) / 1000)
+    threshold = max(needed)
+    figures = {}
+    for result in results:
+        above = np.array([caption.reliability for caption in result.captions]) >= threshold
+        right, said = result.objects.right, result.objects.said
+        figures[result.source] = {
+            "above": round(100 * float(above.mean()), 1),
+            "objects_right_above": round(100 * float(right[above].sum() / max(said[above].sum(), 1)), 1),
+            "objects_right_below": round(100 * float(right[~above].sum() / max(said[~above].sum(), 1)), 1),
+        }
+    return threshold, figures
 
 
 def size_of(captioner: Captioner) -> dict[str, Any]:
@@ -214,11 +224,30 @@ def card(facts: Mapping[str, Any]) -> str:
             ]
     if review := facts.get("review"):
         lines += [
-            f"Captions with a confidence of at least {review['confidence']} ({review['captions_above']} % of "
-            f"{review['pictures']} validation pictures) name {review['objects_right_above']} % of their objects "
-            f"rightly, the others {review['objects_right_below']} %.",
+            f"Captions with a reliability of at least {facts['review_below']}, on validation pictures: "
+            + "; ".join(
+                f"{source} {figures['above']} %, which name {figures['objects_right_above']} % of their objects "
+                f"rightly, the others {figures['objects_right_below']} %"
+                for source, figures in review.items()
+            )
+            + ".",
             "",
         ]
+    if compared := facts.get("rankings_on_validation"):
+        lines += [
+            "What orders the candidates of the search, CIDEr on validation pictures (`training.cider`; in brackets the "
+            "change, and its 95 % interval over pictures):",
+            "",
+            f"| order | {' | '.join(compared[0]['CIDEr'])} |",
+            f"|{'---|' * (1 + len(compared[0]['CIDEr']))}",
+        ]
+        for row in compared:
+            cells = [
+                "{:.1f} ({:+.1f}, {:+.1f} to {:+.1f})".format(cider, row["change"][name], *row["interval"][name])
+                for name, cider in row["CIDEr"].items()
+            ]
+            lines.append(f"| {row['order']} | {' | '.join(cells)} |")
+        lines.append("")
     lines += ["Percent, coco-caption scoring by `training.evaluate`. Nothing was chosen on the test pictures.", ""]
     lines += ["## Training", ""]
     for stage in facts["training"]:
@@ -307,7 +336,7 @@ def _release(
     rerank.index(captioner, rerank.apply(captioner.feature, features), train).save(folder / NEIGHBOURS)
     save_captioner(captioner, folder, {})
     export(folder)
-    search, ranking, tried = choose_search(folder, captioner, chosen_on, weights)
+    search, ranking, tried, compared = choose_search(folder, captioner, chosen_on, weights)
     captioner.config = replace(captioner.config, search=search, rerank=ranking)
     # Search and ranking are no part of the graphs.
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
@@ -320,6 +349,7 @@ def _release(
         "rerank": asdict(ranking),
         "temperature": temperature,
         "searches_tried_on_validation": tried,
+        "rankings_on_validation": compared,
         "training": training,
     }
     engine = load_engine(folder, "cpu")
@@ -332,9 +362,9 @@ def _release(
             facts[split][result.source] = {**result.facts(), "calibration_error": round(error, 4)}
             log.info("%s %s: %s", split, result.source, facts[split][result.source])
         if split == "validation":
-            threshold, facts["review"] = review_threshold([r for r in results if r.source in weights])
-            captioner.config = replace(captioner.config, review_below=threshold)
-            log.info("review: %s", facts["review"])
+            facts["review_below"], facts["review"] = review_threshold([r for r in results if r.source in weights])
+            captioner.config = replace(captioner.config, review_below=facts["review_below"])
+            log.info("review below %s: %s", facts["review_below"], facts["review"])
     write_json(folder / METRICS, facts)
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
     (folder / "README.md").write_text(card(facts), encoding="utf-8")

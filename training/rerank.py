@@ -18,16 +18,18 @@ from model.caption import Caption
 from model.captioner import Captioner
 from model.config import RerankConfig
 from model.neighbours import Neighbours
-from model.rerank import agreement, tag_places
+from model.rerank import agreement, log_odds, tag_places
 from model.vocabulary import END, words_of
 from training.cider import CiderD
 from training.data import DataError, Picture
+from training.metrics import bootstrap, interval
 
 log = logging.getLogger("training.rerank")
 
 NEIGHBOURS = (10, 20, 40)  # tried on validation, like the weights below
 SEARCH_WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-TAG_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2)
+TAG_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.4)
+THING_WEIGHTS = (0.0, 0.02, 0.05, 0.1)
 _BATCH = 16  # pictures a forward pass
 
 
@@ -87,11 +89,12 @@ class Candidates:
     search: NDArray[np.float64]
     consensus: Mapping[int, NDArray[np.float32]]  # by the number of neighbours
     tags: NDArray[np.float64]
+    things: NDArray[np.float64]
 
     def chosen(self, config: RerankConfig) -> int:
         """The place of the one that `config` puts first."""
-        scores = self.consensus[config.neighbours] + config.search * self.search + config.tags * self.tags
-        return int(np.argmax(scores))
+        scores = self.consensus[config.neighbours] + config.search * self.search
+        return int(np.argmax(scores + config.tags * self.tags + config.things * self.things))
 
 
 def weigh(
@@ -105,7 +108,9 @@ def weigh(
 ) -> list[Candidates]:
     """The candidates of each picture, as a search with that penalty ranks them. features: (P, d), tags: (P, G)."""
     ids = {word: i for i, word in enumerate(captioner.vocabulary.words)} | {".": END}
-    places = tag_places(captioner.vocabulary, captioner.config.tags)
+    config = captioner.config
+    places = tag_places(captioner.vocabulary, config.tags)
+    things = tag_places(captioner.vocabulary, config.tags, config.things)
     scorers: dict[str, tuple[CiderD, dict[str, int]]] = {}
     for source in dict.fromkeys(picture.source for picture in pictures):
         mine = [picture for picture in pictures if picture.source == source]
@@ -121,19 +126,26 @@ def weigh(
                 np.array([c.log_probability / len(c.tokens) ** length_penalty for c in captions]),
                 {count: neighbours.consensus(feature, words, count) for count in NEIGHBOURS},
                 np.array([agreement(said, places, seen) for said in words]),
+                np.array([log_odds(said, things, seen).sum() for said in words]),
             )
         )
     return weighed
 
 
 def choose(
-    candidates: Sequence[Candidates], sources: Sequence[str], weights: Mapping[str, float], base: RerankConfig
+    candidates: Sequence[Candidates],
+    sources: Sequence[str],
+    weights: Mapping[str, float],
+    base: RerankConfig,
+    tags: Sequence[float] = TAG_WEIGHTS,
+    things: Sequence[float] = THING_WEIGHTS,
 ) -> tuple[RerankConfig, list[dict[str, Any]]]:
     """The settings with the best mean CIDEr, sets weighted as `weights` says, of those tried; and what each gave."""
     tried: list[tuple[float, RerankConfig, dict[str, float]]] = []
-    has_tags = any(mine.tags.any() for mine in candidates)
-    for count, search, tags in itertools.product(NEIGHBOURS, SEARCH_WEIGHTS, TAG_WEIGHTS if has_tags else (0.0,)):
-        config = replace(base, neighbours=count, search=search, tags=tags)
+    of_tags = tags if any(mine.tags.any() for mine in candidates) else (0.0,)
+    of_things = things if any(mine.things.any() for mine in candidates) else (0.0,)
+    for count, search, tag, thing in itertools.product(NEIGHBOURS, SEARCH_WEIGHTS, of_tags, of_things):
+        config = replace(base, neighbours=count, search=search, tags=tag, things=thing)
         ciders = np.array([mine.cider[mine.chosen(config)] for mine in candidates])
         by_set = {
             source: float(ciders[[name == source for name in sources]].mean()) for source in dict.fromkeys(sources)
@@ -142,3 +154,32 @@ def choose(
         tried.append((mean, config, by_set))
     _, best, _ = max(tried, key=lambda row: row[0])
     return best, [{**asdict(config), "cider": by_set, "mean": mean} for mean, config, by_set in tried]
+
+
+def compare(
+    candidates: Sequence[Candidates], sources: Sequence[str], weights: Mapping[str, float], base: RerankConfig
+) -> list[dict[str, Any]]:
+    """What each witness adds: a row for the search's own order, then with similar pictures, with tags, with things.
+
+    Each with the best settings of its kind (`choose`): for each set the CIDEr, and the change against the search's own
+    order with its 95 % bootstrap interval over pictures.
+    """
+    own = np.array([mine.cider[int(np.argmax(mine.search))] for mine in candidates])
+    witnesses = {
+        "similar pictures": choose(candidates, sources, weights, base, (0.0,), (0.0,))[0],
+        "and tags": choose(candidates, sources, weights, base, things=(0.0,))[0],
+        "and things": choose(candidates, sources, weights, base)[0],
+    }
+    chosen = {name: np.array([m.cider[m.chosen(config)] for m in candidates]) for name, config in witnesses.items()}
+    rows = []
+    for name, ciders in {"the search alone": own, **chosen}.items():
+        row: dict[str, Any] = {"order": name, "CIDEr": {}, "change": {}, "interval": {}}
+        for source in weights:
+            some = np.array([other == source for other in sources])
+            change = (ciders - own)[some]
+            low, high = interval(bootstrap(len(change)) @ change / len(change))
+            row["CIDEr"][source] = round(float(ciders[some].mean()), 2)
+            row["change"][source] = round(float(change.mean()), 2)
+            row["interval"][source] = [round(low, 2), round(high, 2)]
+        rows.append(row)
+    return rows

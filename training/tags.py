@@ -30,6 +30,7 @@ from training.augment import AugmentConfig
 from training.data import DataError, Picture, read
 from training.failures import GRAMMAR
 from training.metrics import expected_calibration_error
+from training.objects import WORDS, Objects
 from training.process import settle
 
 log = logging.getLogger("training.tags")
@@ -171,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder for the result, as training.train makes one")
     parser.add_argument("--most", type=int, default=1000, help="tags at most (default: 1000)")
     parser.add_argument("--least", type=int, default=12, help="pictures that a tag is said of at least (default: 12)")
+    parser.add_argument("--objects", type=Path, default=WORDS, help="words that name things, a kind of thing a line")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--views", type=int, default=2, help="views a picture; all but the first augmented")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="where features are kept (default: cache)")
@@ -192,7 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for split, views in (("train", options.views), ("val", 1))
         )
-        captioner.config = replace(captioner.config, tags=tuple(tags))
+        objects = Objects(options.objects)
+        things = tuple(tag for tag in tags if objects.named(tag))
+        captioner.config = replace(captioner.config, tags=tuple(tags), things=things)
         captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
         history = fit(captioner.tags, train, val, tags, options.epochs, device)
         probabilities = predict(captioner.tags, val, device).sigmoid().cpu().numpy()

@@ -15,9 +15,9 @@ from PIL import Image
 
 from model import preprocess
 from model.caption import Caption
-from model.config import MAX_CAPTIONS, ModelConfig, SearchConfig
+from model.config import ModelConfig, SearchConfig
 from model.errors import EngineUnavailable
-from model.rerank import Reranker
+from model.rerank import Reranker, support
 from model.search import Hypothesis, live_hypotheses
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -72,6 +72,7 @@ class CaptionEngine(Lane):
     gains_from_batches = True  # whether several pictures are encoded faster at once than one after another
     searched_at_once = 1  # a lane's larger share is best a multiple of it; 1 where any number is searched for together
 
+    things: NDArray[np.int64] | None = None  # (V,): the place of each thing's word among the tags (`tag_places`)
     reranker: Reranker | None = None  # puts the candidates of a beam search in order; None: the search's own order
 
     def tags(self, regions: Regions) -> NDArray[np.float32]:
@@ -82,7 +83,7 @@ class CaptionEngine(Lane):
         """The search to run for what `search` asks: all the hypotheses of its beam, where they are ranked anew."""
         if self.reranker is None or search.strategy != "beam":
             return search
-        return replace(search, num_captions=min(live_hypotheses(search), MAX_CAPTIONS))
+        return replace(search, num_captions=live_hypotheses(search))
 
     def ranked(
         self,
@@ -94,7 +95,13 @@ class CaptionEngine(Lane):
         """Of each picture's candidates those that `search` asks for, best first. feature: (B, d). tags: (B, G)."""
         if self.reranker is not None and search.strategy == "beam":
             found = [self.reranker(mine, *seen) for mine, *seen in zip(found, feature, tags, strict=True)]
-        return [list(mine[: search.num_captions]) for mine in found]
+        wanted = [list(mine[: search.num_captions]) for mine in found]
+        if self.things is None:
+            return wanted
+        return [
+            [replace(h, support=support(h.words, self.things, seen)) for h in mine]
+            for mine, seen in zip(wanted, tags, strict=True)
+        ]
 
     @property
     def lanes(self) -> Sequence[Lane]:

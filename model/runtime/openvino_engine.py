@@ -15,10 +15,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from model.caption import Caption
-from model.checkpoint import GRAPHS, Checkpoint, open_checkpoint
+from model.checkpoint import GRAPHS, WEIGHTS, Checkpoint, open_checkpoint
 from model.config import SearchConfig
 from model.errors import CheckpointError
-from model.rerank import Reranker
+from model.rerank import Reranker, thing_places
 from model.runtime.cpu import cpu_quota, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
@@ -195,7 +195,7 @@ class OpenVINOEngine(CaptionEngine):
     def __init__(self, folder: Path, threads: int = 0, precision: Precision = "auto") -> None:
         checkpoint = open_checkpoint(folder)
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
-        self.reranker = Reranker.of(checkpoint)
+        self.reranker, self.things = Reranker.of(checkpoint), thing_places(checkpoint)
         core = self._core = ov.Core()
         self.threads = threads or cpu_quota()
         core.set_property("CPU", {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True})
@@ -312,10 +312,9 @@ def _encode(request: ov.InferRequest, picture: NDArray[np.uint8]) -> OpenVINOReg
 
 
 def _read(core: ov.Core, checkpoint: Checkpoint, name: str) -> ov.Model:
-    for suffix in ("xml", "bin"):
-        checkpoint.verified(f"{GRAPHS}/{name}.{suffix}")
-    path = checkpoint.folder / GRAPHS / f"{name}.xml"
+    path, own = checkpoint.verified(f"{GRAPHS}/{name}.xml"), f"{GRAPHS}/{name}.bin"
+    weights = checkpoint.verified(own if own in checkpoint.digests else WEIGHTS)
     try:
-        return core.read_model(path)
+        return core.read_model(path, weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); export it again with training.export") from error

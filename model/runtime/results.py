@@ -62,7 +62,14 @@ def captions_of(
                     zip(hypothesis.words, hypothesis.log_probabilities, strict=True)
                 )
             )
-            made.append(Caption(sentence(vocabulary.written(hypothesis.words)), hypothesis.log_probability, tokens))
+            made.append(
+                Caption(
+                    sentence(vocabulary.written(hypothesis.words)),
+                    hypothesis.log_probability,
+                    tokens,
+                    hypothesis.support,
+                )
+            )
         captions.append(made)
     return captions
 

@@ -16,7 +16,7 @@ from model.checkpoint import load_captioner, open_checkpoint
 from model.config import SearchConfig
 from model.decoder import Decoder, Memory
 from model.errors import EngineUnavailable
-from model.rerank import Reranker
+from model.rerank import Reranker, thing_places
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Device, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
@@ -90,7 +90,7 @@ class TorchEngine(CaptionEngine):
         checkpoint = open_checkpoint(folder)
         self.device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
-        self.reranker = Reranker.of(checkpoint)
+        self.reranker, self.things = Reranker.of(checkpoint), thing_places(checkpoint)
         self._bf16 = self.device == "cuda" and precision == "auto"
         self._captioner = load_captioner(folder).to(self.device)
         self._captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

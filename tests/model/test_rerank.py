@@ -11,7 +11,7 @@ from model.checkpoint import NEIGHBOURS, open_checkpoint, save_captioner, write_
 from model.config import RerankConfig, SearchConfig
 from model.errors import CheckpointError
 from model.neighbours import Neighbours
-from model.rerank import Reranker, agreement, tag_places
+from model.rerank import Reranker, agreement, log_odds, support, tag_places
 from model.runtime import CaptionEngine, load_engine
 from model.search import Hypothesis
 from model.vocabulary import END
@@ -63,11 +63,29 @@ def test_agreement_is_the_mean_log_odds_of_the_tags_said() -> None:
     assert agreement([RUNS], places, tags) == 0
 
 
+def test_things_speak_once_each_and_together(neighbours: Neighbours) -> None:
+    config, feature = RerankConfig(size=2, neighbours=4, search=0.0, things=5.0), np.array([1, 0], np.float32)
+    tags = np.array([0.4, 0.9], np.float32)
+    assert Reranker(config, VOCABULARY, TAGS, neighbours, ("dog", "cat"))(FOUND, feature, tags) == FOUND[::-1]
+    assert Reranker(config, VOCABULARY, TAGS, neighbours, ("dog",))(FOUND, feature, tags) == FOUND[::-1]
+    assert Reranker(config, VOCABULARY, TAGS, neighbours, ())(FOUND, feature, tags) == FOUND
+    assert log_odds([DOG, RUNS, DOG, END], tag_places(VOCABULARY, TAGS), tags) == pytest.approx([np.log(0.4 / 0.6)])
+
+
+def test_support_is_the_probability_of_all_things_that_are_named() -> None:
+    places, tags = tag_places(VOCABULARY, TAGS, ["cat", "dog"]), np.array([0.5, 0.2], np.float32)
+    assert support([DOG, RUNS, CAT, DOG, END], places, tags) == pytest.approx(0.1)
+    assert support([CAT, END], places, tags) == pytest.approx(0.2)
+    assert support([RUNS, END], places, tags) is None
+    assert support([DOG, CAT, END], tag_places(VOCABULARY, TAGS, ["cat"]), tags) == pytest.approx(0.2)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with tags and an index of blots, exported."""
     plain = captioner()
-    config = replace(plain.config, rerank=RerankConfig(size=8, neighbours=3, search=0.1, tags=0.1), tags=TAGS)
+    config = replace(plain.config, rerank=RerankConfig(size=8, neighbours=3, search=0.1, tags=0.1), tags=TAGS,
+                     things=TAGS[:1])  # fmt: skip
     made = Captioner(config, VOCABULARY, "imagenet")
     made.load_state_dict(plain.state_dict(), strict=False)
     torch.manual_seed(1)
@@ -123,6 +141,19 @@ def test_both_engines_see_and_say_the_same(folder: Path) -> None:
     np.testing.assert_allclose(*tags, atol=2e-3)
     texts = [[c.text for mine in engine.caption(pixels, SEARCH) for c in mine] for engine in (torch_engine, openvino)]
     assert texts[0] == texts[1]
+
+
+def test_captions_say_how_far_the_tags_support_them(engine: CaptionEngine) -> None:
+    regions = engine.encode(pictures(6))
+    found = [(b, c) for b, mine in enumerate(engine.generate(regions, SEARCH)) for c in mine]
+    tags = engine.tags(regions)
+    naming = [(b, c) for b, c in found if "dog" in [token.text for token in c.tokens]]
+    assert 0 < len(naming) < len(found)
+    for b, caption in naming:
+        assert caption.support == caption.reliability == pytest.approx(float(tags[b, 0]), rel=1e-5)
+    for _, caption in set(found) - set(naming):
+        assert caption.support is None
+        assert caption.reliability == caption.confidence
 
 
 def test_a_batch_is_tagged_as_each_picture_alone(engine: CaptionEngine) -> None:

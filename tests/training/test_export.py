@@ -12,9 +12,10 @@ import torch
 
 from model.captioner import Captioner
 from model.cells import CELLS
-from model.checkpoint import CONFIG, GRAPHS, load_captioner, open_checkpoint, save_captioner
+from model.checkpoint import CONFIG, GRAPHS, WEIGHTS, load_captioner, open_checkpoint, save_captioner, write_config
 from model.decoder import Memory
 from model.runtime.engine import load_engine
+from model.runtime.openvino_engine import ENCODER, STEP
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import captioner, pictures
 from training import export as exporting
@@ -52,7 +53,8 @@ def test_every_decoder_exports_and_steps_like_torch(
     tiny = load_captioner(tmp_path / "new")
     rng = np.random.default_rng(0)
     core = ov.Core()
-    read = {n: core.read_model(tmp_path / "new" / GRAPHS / f"{n}.xml") for n in ("encoder", "step")}
+    graphs, weights = tmp_path / "new" / GRAPHS, tmp_path / "new" / WEIGHTS
+    read = {name: core.read_model(graphs / f"{name}.xml", weights) for name in (ENCODER, STEP)}
     encoder, step = (core.compile_model(m, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for m in read.values())
     pixels = pictures(3)
     encoded = encoder([pixels])
@@ -88,10 +90,33 @@ def test_the_digests_of_the_graphs_are_recorded(folder: Path) -> None:
     opened = open_checkpoint(folder)
     recorded = {name for name in opened.digests if name.startswith(GRAPHS)}
     assert recorded == {f"{GRAPHS}/{path.name}" for path in (folder / GRAPHS).iterdir()}
-    assert {f"{GRAPHS}/encoder.xml", f"{GRAPHS}/step.bin"} <= recorded
+    assert {f"{GRAPHS}/encoder.xml", f"{GRAPHS}/step-int8.bin"} <= recorded
     for name in opened.digests:
         opened.verified(name)
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name != GRAPHS]  # nothing temporary left
+
+
+def test_weights_in_float16_are_stored_once(folder: Path) -> None:
+    export(folder)
+    assert [path.name for path in (folder / GRAPHS).glob("*.bin")] == ["step-int8.bin"]
+    weights = (folder / WEIGHTS).read_bytes()
+    export(folder)  # what only graphs read is no weight of the captioner, and makes no difference to the next export
+    assert (folder / WEIGHTS).read_bytes() == weights
+
+
+def test_graphs_with_weights_of_their_own_are_read_too(folder: Path) -> None:
+    """As an export wrote them before they shared the captioner's."""
+    export(folder)
+    checkpoint, pixels = open_checkpoint(folder), pictures(2)
+    engine = load_engine(folder, engine="openvino", precision="f32")
+    expected = engine.generate(engine.encode(pixels), engine.config.search)
+    for name in (ENCODER, STEP):
+        graph = ov.Core().read_model(folder / GRAPHS / f"{name}.xml", folder / WEIGHTS)
+        ov.save_model(graph, folder / GRAPHS / f"{name}.xml")
+    save_captioner(load_captioner(folder), folder, {})
+    write_config(folder, checkpoint.config, checkpoint.vocabulary, graphs=True)
+    older = load_engine(folder, engine="openvino", precision="f32")
+    assert older.generate(older.encode(pixels), older.config.search) == expected
 
 
 @pytest.mark.parametrize("output", ["keys", "start", "log_probabilities", "attention"])

@@ -95,35 +95,40 @@ def test_the_search_is_the_smallest_of_the_best(
     config = SimpleNamespace(search=SearchConfig(), rerank=RerankConfig())
     monkeypatch.setattr(release, "load_engine", lambda *_: SimpleNamespace(config=config, reranker=None))
     monkeypatch.setattr(release, "candidates_of", candidates_of)
-    search, ranking, tried = release.choose_search(Path("none"), None, pictures, {"mine": 1.0})  # type: ignore[arg-type]
+    search, ranking, tried, compared = release.choose_search(Path("none"), None, pictures, {"mine": 1.0})  # type: ignore[arg-type]
     assert (search.beam_size, search.length_penalty, search.num_captions) == (*expected, 1)
     assert ranking == config.rerank
+    assert compared == []  # nothing ranks
     assert len(tried) == len(release.BEAMS) * len(release.LENGTH_PENALTIES) * len(release.BLOCKS)
 
 
-def result_of(confidences: Sequence[float], said: Sequence[int], right: Sequence[int]) -> Any:
+def result_of(reliabilities: Sequence[float], said: Sequence[int], right: Sequence[int], source: str = "mine") -> Any:
     nothing = np.zeros(len(said), np.int64)
     objects = ObjectReport(np.array(said), np.array(right), nothing, nothing)
-    return SimpleNamespace(objects=objects, captions=[SimpleNamespace(confidence=c) for c in confidences])
+    captions = [Caption("a dog", 0.0, support=reliability) for reliability in reliabilities]
+    return SimpleNamespace(source=source, objects=objects, captions=captions)
 
 
 def test_above_the_threshold_enough_objects_are_right() -> None:
-    confidences = np.linspace(0.9, 0.1, 20)
+    reliabilities = np.linspace(0.9, 0.1, 20)
     right = [2] * 10 + [1] * 10  # of two objects each: from the eleventh on half are wrong
-    threshold, facts = release.review_threshold([result_of(confidences, [2] * 20, right)])
-    above = confidences >= threshold
+    threshold, facts = release.review_threshold([result_of(reliabilities, [2] * 20, right)])
+    above = reliabilities >= threshold
     assert above.sum() == 12  # (10 * 2 + 2) / 24 are right, and with one more 23 of 26 were not enough
-    assert facts["captions_above"] == 60
-    assert facts["objects_right_above"] == round(100 * 22 / 24, 1) >= release.RIGHT
-    assert facts["objects_right_below"] == 50
+    expected = {"above": 60, "objects_right_above": round(100 * 22 / 24, 1), "objects_right_below": 50}
+    assert facts == {"mine": expected}
+    assert expected["objects_right_above"] >= release.RIGHT
 
 
 def test_where_captions_are_right_enough_none_wants_a_review() -> None:
     sure = result_of([0.5, 0.1], [1, 1], [1, 1])
-    assert release.review_threshold([sure]) == (0.0, {})
-    # Such a set is no guide for another one.
-    weak = result_of([0.5, 0.4], [1, 1], [1, 0])
+    assert release.review_threshold([sure])[0] == 0
+    # Such a set is no guide for another one, and of several the most demanding decides.
+    weak, weaker = result_of([0.5, 0.4], [1, 1], [1, 0], "weak"), result_of([0.6, 0.5], [1, 1], [1, 0], "weaker")
     assert release.review_threshold([sure, weak])[0] == release.review_threshold([weak])[0] == 0.5
+    threshold, facts = release.review_threshold([sure, weak, weaker])
+    assert threshold == 0.6
+    assert facts["weaker"] == {"above": 50, "objects_right_above": 100, "objects_right_below": 0}
 
 
 def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +161,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(release, "require_java", lambda: None)
     monkeypatch.setattr(release, "export", lambda folder: None)
     monkeypatch.setattr(release, "load_engine", lambda *_: None)
-    monkeypatch.setattr(release, "choose_search", lambda *_: (SearchConfig(), RerankConfig(8), []))
+    monkeypatch.setattr(release, "choose_search", lambda *_: (SearchConfig(), RerankConfig(8), [], []))
     monkeypatch.setattr(release, "evaluate", evaluate)
     monkeypatch.setattr(release, "stages_of", lambda _: [])
     notes = {"intended": "tests", "data": [], "terms": "none", "limits": [], "failures": []}

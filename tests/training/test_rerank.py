@@ -76,7 +76,13 @@ def test_the_chosen_ranking_is_the_best_of_those_tried_and_ranks_as_the_engines_
     assert max(means) == next(r["mean"] for r in tried if (r["neighbours"], r["search"], r["tags"]) ==
                               (best.neighbours, best.search, best.tags))  # fmt: skip
     assert max(means) > min(means)
-    assert best.tags == 0  # there are none
+    assert best.tags == best.things == 0  # there are none
+    alone, *others = rerank.compare(weighed, [p.source for p in train], {source: 1.0}, RerankConfig(8))
+    assert (alone["order"], alone["change"], alone["interval"]) == ("the search alone", {source: 0}, {source: [0, 0]})
+    for row in others:  # as many witnesses as there are
+        assert row["CIDEr"][source] == pytest.approx(max(means), abs=0.01)
+        assert row["change"][source] == pytest.approx(row["CIDEr"][source] - alone["CIDEr"][source], abs=0.02)
+        assert 0 < row["interval"][source][0] <= row["change"][source] <= row["interval"][source][1]
 
     ids = {word: i for i, word in enumerate(captioner.vocabulary.words)} | {".": 2}
     ranker = Reranker(best, captioner.vocabulary, (), neighbours)
