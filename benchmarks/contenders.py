@@ -47,7 +47,7 @@ class PythonBeam:
             beams = candidates[: search.beam_size]
             if all(words[-1] == END for words, _, _ in beams):
                 break
-        return sentence(self.captioner.vocabulary.decode(beams[0][0]))
+        return sentence(self.captioner.vocabulary.written(beams[0][0]))
 
 
 class Blip:

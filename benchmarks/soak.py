@@ -3,6 +3,7 @@
 Starts a server on a free loopback port, sends `--requests` requests from `--clients` clients, and
 checks what must hold whatever comes: every answer is the one its picture deserves, no 5xx but 503
 and 504, the server's counters equal the clients', and its memory stays flat. Exit status 1 if not.
+Then it times good pictures beside 16 hostile ones.
 Pictures are drawn on the spot; nothing leaves this machine.
 """
 
@@ -46,6 +47,7 @@ class Tally:
     captions: dict[int, str] = field(default_factory=dict)  # of each good picture, the first time
     memory: list[float] = field(default_factory=list)  # MB, from the end of the warm-up on
     seconds: list[float] = field(default_factory=list)  # that good pictures took, from then on
+    beside: list[float] = field(default_factory=list)  # that they took beside hostile ones
 
 
 def draw(seed: int) -> bytes:
@@ -126,6 +128,38 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
+async def beside(url: str, tally: Tally, pictures: int, hostile: int = 16) -> None:
+    """Good pictures, one after the other, while so many hostile ones are asked for all the time."""
+    kinds = {"padded": padded(), "scans": scans()}
+    good, over = draw(0), asyncio.Event()
+
+    async def stranger(http: httpx.AsyncClient, kind: str) -> None:
+        while not over.is_set():
+            try:
+                answer = await http.post("/caption", files={"image": kinds[kind]})
+            except httpx.TransportError as error:
+                tally.wrong.append(f"{kind}: {error!r}")
+                continue
+            tally.statuses[answer.status_code] += 1
+            if answer.status_code not in EXPECTED[kind] | ALWAYS:
+                tally.wrong.append(f"{kind}: {answer.status_code} {answer.text[:200]}")
+            if answer.status_code == 503:
+                await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
+
+    async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+        strangers = [asyncio.create_task(stranger(http, kind)) for kind in (*kinds,) * (hostile // len(kinds))]
+        await asyncio.sleep(1)
+        for _ in range(pictures):
+            start = time.perf_counter()
+            answer = await http.post("/caption", files={"image": good})
+            tally.beside.append(time.perf_counter() - start)
+            tally.statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                tally.wrong.append(f"good, beside hostile ones: {answer.status_code} {answer.text[:200]}")
+        over.set()
+        await asyncio.gather(*strangers)
+
+
 async def hang_up(url: str, data: bytes, seconds: float) -> None:
     """Send a request, or half of one, and leave."""
     host, port = url.removeprefix("http://").split(":")
@@ -162,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--beside", type=int, default=300, help="good pictures that are timed beside 16 hostile ones")
     given = parser.parse_args(arguments)
     server = subprocess.Popen(
         [sys.executable, "-m", "app", "--host", "127.0.0.1", "--port", "0", "--device", "cpu"],
@@ -174,6 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1].rstrip("/")
         asyncio.run(soak(url, server.pid, given.requests, given.clients, tally))
+        asyncio.run(beside(url, tally, given.beside))
         served = {int(status): int(float(n)) for status, n in COUNTER.findall(httpx.get(f"{url}/metrics").text)}
     finally:
         server.send_signal(signal.SIGTERM)
@@ -183,10 +219,10 @@ def main(arguments: list[str] | None = None) -> int:
         wrong.append(f"the server ended with status {status}")
     print(f"{given.requests} requests, {given.clients} clients, {tally.hang_ups} hang-ups")
     print(f"answers by status: {dict(sorted(tally.statuses.items()))}; counted by the server: {served}")
-    slowest = sorted(tally.seconds)
-    print(
-        f"good pictures: {slowest[len(slowest) * 99 // 100]:.3f} s at the 99th percentile, {slowest[-1]:.3f} s at worst"
-    )
+    for what, seconds in (("good pictures", tally.seconds), ("beside 16 hostile ones at once", tally.beside)):
+        if slowest := sorted(seconds):
+            p99 = slowest[len(slowest) * 99 // 100]
+            print(f"{what}: {p99:.3f} s at the 99th percentile, {slowest[-1]:.3f} s at worst")
     print(f"resident memory: {min(tally.memory):.0f} to {max(tally.memory):.0f} MB")
     print(*(f"WRONG: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")
     return 1 if wrong else 0

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import encoder as encoders
-from model.config import ModelConfig
+from model.config import EncoderConfig, ModelConfig
 from model.decoder import Decoder, Memory
 from model.vocabulary import Vocabulary
 
@@ -59,7 +59,7 @@ class Captioner(nn.Module):
         self.config, self.vocabulary = config, vocabulary
         self.encoder = encoders.build(config.encoder, encoder_weights)
         size = config.preprocess.size
-        self.grid = _grid(self.encoder, size)
+        self.grid = _grid(config.encoder, size, self.encoder)
         self.decoder = Decoder(config.decoder, self.encoder.channels, self.grid[0] * self.grid[1], len(vocabulary))
         self.tags = TagHead(self.encoder.channels, len(config.tags)) if config.tags else None
         size = config.rerank.size
@@ -96,8 +96,13 @@ class Captioner(nn.Module):
         return logits
 
 
-def _grid(encoder: encoders.Encoder, size: int) -> tuple[int, int]:
-    """Rows and columns of the feature grid for pictures of `size` pixels (run on the meta device: no work)."""
-    with torch.no_grad():
-        shape = copy.deepcopy(encoder.stages).to("meta").eval()(torch.empty(1, 3, size, size, device="meta")).shape
-    return int(shape[-2]), int(shape[-1])
+_GRIDS: dict[tuple[EncoderConfig, int], tuple[int, int]] = {}
+
+
+def _grid(config: EncoderConfig, size: int, encoder: encoders.Encoder) -> tuple[int, int]:
+    """Rows and columns of the feature grid for pictures of `size` pixels."""
+    if (config, size) not in _GRIDS:
+        with torch.no_grad():  # on the meta device, which computes shapes alone
+            shape = copy.deepcopy(encoder.stages).to("meta").eval()(torch.empty(1, 3, size, size, device="meta")).shape
+        _GRIDS[config, size] = int(shape[-2]), int(shape[-1])
+    return _GRIDS[config, size]

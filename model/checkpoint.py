@@ -77,7 +77,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     try:
         config = from_dict(ModelConfig, content["model"])
-        vocabulary = Vocabulary(content["vocabulary"])
+        vocabulary = Vocabulary(content["vocabulary"], content.get("capitals"))
         digests = dict(content["files"])
         same = content["vocabulary_fingerprint"] == vocabulary.fingerprint()
     except (KeyError, TypeError, AttributeError, ValueError, CheckpointError) as error:
@@ -152,6 +152,7 @@ def write_config(folder: Path, config: ModelConfig, vocabulary: Vocabulary, grap
             "files": {path.relative_to(folder).as_posix(): digest(path) for path in files if path.is_file()},
             "vocabulary_fingerprint": vocabulary.fingerprint(),
             "vocabulary": list(vocabulary.words),
+            "capitals": vocabulary.capitals,
         },
     )
 

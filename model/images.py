@@ -60,9 +60,17 @@ TURNS = {
 # How decoders word it that a file may be sound and still is not for them; the numbers are TIFF's compressions.
 NOT_OURS = re.compile(
     r"unsupported|not supported|not implemented|unknown (pixel mode|data organization|compression)"
-    r"|cannot handle|samples per pixel|no codec available|^\d+$",
+    r"|cannot handle|samples per pixel|no codec available|has not been built in|invalid palette size|^\d+$",
     re.IGNORECASE,
 )
+# AVIF and HEIF are boxes of boxes, of standards that grow: an unknown kind is not told from one with wrong bytes. Many
+# files are sound nevertheless: sequences without a still picture, or cropped ones, which libheif takes for liars. And a
+# BMP's run lengths may end early, which leaves the rest as it is.
+UNSURE = re.compile(
+    r"decode image: (?:BMFF parsing failed|Missing or empty image item)|Security limit exceeded: Image size"
+    r"|^Invalid input: (?!.*(?:end of file|File size too small))|not enough image data"
+)
+LAYERED = re.compile(rb"....ftyp(?:heim|heis|hevm|hevs)", re.DOTALL)  # HEVC of several layers
 
 OUT_OF_MEMORY = re.compile(r"out of memory|memory allocation error(?!: security limit)", re.IGNORECASE)
 
@@ -123,8 +131,10 @@ def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf
     except Exception as error:  # decoders raise almost anything on hostile bytes, and none of it is our fault
         if OUT_OF_MEMORY.search(str(error)) or width * height * DEAREST > memory:  # not all of them say so
             raise TooCostly("the picture needs too much memory to decode") from error
-        if NOT_OURS.search(str(error)):
+        if NOT_OURS.search(str(error)) or LAYERED.match(data):
             raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
+        if UNSURE.search(str(error)) and _is_whole(data, format):
+            raise UnsupportedVariant(f"damaged, or a variant of {format} that is not read here") from error
         raise BrokenImage(f"the {format} picture is damaged or cut off and cannot be decoded") from error
     if orientation >= 5:
         width, height = height, width
@@ -139,6 +149,23 @@ def sniff(data: bytes) -> str:
         if signature.match(data):
             return format
     raise UnsupportedMedia(f"not a picture in a format that is read here: {', '.join(FORMATS)}")
+
+
+def _is_whole(data: bytes, format: str) -> bool:
+    """Whether a file is as long as it says: a BMP in its header, the boxes of an AVIF or HEIF together."""
+    if format == "BMP":
+        return 0 < int.from_bytes(data[2:6], "little") <= len(data)
+    if format not in ("AVIF", "HEIF"):
+        return False
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:
+            return size == 0  # the last box, which goes on to the end
+        at += size
+    return at == len(data)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby, pairwise
 
@@ -81,8 +81,17 @@ def runs_of(text: str) -> list[str]:
     return _patterns()[1].findall(_tidy(text))
 
 
-def _tidy(text: str) -> str:
-    return unicodedata.normalize("NFC", text.lower().translate(_UNSEEN)).replace("’", "'")
+def written_of(text: str) -> Iterator[tuple[str, bool]]:
+    """The words of a caption with the capitals they are written with, and whether each begins a sentence."""
+    text = _tidy(text, lower=False)
+    for found in _patterns()[0].finditer(text):
+        before = text[: found.start()].rstrip(" \t\n\"'“„«»‘(-–—")
+        yield found[0], not before or before[-1] in ".!?:;…"
+
+
+def _tidy(text: str, lower: bool = True) -> str:
+    text = unicodedata.normalize("NFC", (text.lower() if lower else text).translate(_UNSEEN))
+    return text.replace("’", "'")
 
 
 def _is_sign(word: str) -> bool:
@@ -94,13 +103,17 @@ class Vocabulary:
     """The tokens a decoder knows, special ones first; ids are positions.
 
     They are words, or, where any begins with `CONTINUES`, pieces of words ("skate", "##board") as
-    `training.language.pieces` learns them: a word is cut from its start, the longest known piece each time.
+    `training.language.pieces` learns them: a word is cut from its start, the longest known piece each time. All are lower
+    case; `capitals` has what is written otherwise within a sentence, such as German nouns: {"hund": "Hund"}.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], capitals: Mapping[str, str] | None = None) -> None:
         if tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
             raise CheckpointError("the vocabulary is damaged: special words missing or words repeated")
         self.words = tuple(words)
+        self.capitals = dict(capitals or {})
+        if any(written.lower() != word for word, written in self.capitals.items()):
+            raise CheckpointError("the vocabulary is damaged: capitals of another word")
         self.in_pieces = any(word.startswith(CONTINUES) for word in self.words)
         self._ids = {word: index for index, word in enumerate(self.words)}
 
@@ -134,6 +147,10 @@ class Vocabulary:
         if not self.in_pieces:
             return words
         return [word for run in words for word in (words_of(run) if _SPACELESS_LETTER.search(run) else [run])]
+
+    def written(self, ids: Iterable[int]) -> list[str]:
+        """Ids -> words as they are written within a sentence."""
+        return [self.capitals.get(word, word) for word in self.decode(ids)]
 
     def counted(self, ids: Sequence[int]) -> Sequence[int | str]:
         """What n-gram scores count of a caption: its words, then the end if `ids` has it."""

@@ -29,6 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["caption"]
 GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]["caption"]
+KEYS = yaml.safe_load((ROOT / "docker-compose.keys.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -213,7 +214,9 @@ def test_containers_set_only_settings_that_exist() -> None:
     used = set(re.findall(r"^\s+(CAPTION_\w+)=", DOCKERFILE, re.M)) | set(
         re.findall(r"^ENV (CAPTION_\w+)", DOCKERFILE, re.M)
     )
-    used |= {name.partition("=")[0] for name in COMPOSE["environment"]}
+    used |= {
+        name.partition("=")[0] for service in (COMPOSE, KEYS["services"]["caption"]) for name in service["environment"]
+    }
     used |= set(re.findall(r"^#(CAPTION_\w+)=", (ROOT / ".env.example").read_text(), re.M))
     assert used
     assert used <= known
@@ -225,6 +228,19 @@ def test_every_setting_of_an_env_file_reaches_the_service_and_git_ignores_it() -
     # What the file holds for Compose alone is no CAPTION_ variable, which the service would not know.
     compose = (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.gpu.yml").read_text()
     assert set(re.findall(r"\$\{(\w+)", compose)) == {"PUBLISH", "CPUS", "MEMORY"}
+
+
+def test_keys_can_be_a_docker_secret() -> None:
+    service = KEYS["services"]["caption"]
+    [name] = service["secrets"]
+    assert service["environment"] == [f"CAPTION_API_KEYS_FILE=/run/secrets/{name}"]
+    file = KEYS["secrets"][name]["file"].removeprefix(".")
+    assert file in (ROOT / ".gitignore").read_text().splitlines()
+    assert "docker-compose.yml:docker-compose.keys.yml" in (ROOT / ".env.example").read_text()
+
+
+def test_what_people_set_on_the_command_line_reaches_the_service() -> None:
+    assert {"CAPTION_API_KEYS", "CAPTION_ALLOWED_HOSTS"} <= set(COMPOSE["environment"])
 
 
 @pytest.mark.parametrize("group", [None, "serve", "gpu"])

@@ -24,6 +24,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -286,6 +287,7 @@ def _key(captioner: Captioner, stages: int, precision: Precision, augmentation: 
     return digest.hexdigest()[:20]
 
 
+@cache
 def _meaning(code: _Code) -> str:
     """Source code without comments and layout."""
     return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(code))))

@@ -15,10 +15,12 @@ from model.config import ModelConfig, PreprocessConfig
 from model.encoder import default_preprocess
 from model.errors import ConfigError
 from model.vocabulary import SPECIAL, Vocabulary
+from training.capitals import learn_capitals
 from training.checkpointing import flattened
 from training.config import Recipe, TrainConfig
 from training.data import CaptionData, DataError
 from training.language.pieces import build_pieces
+from training.loop import _of_new
 
 
 def inherited(init: Path) -> Recipe:
@@ -47,6 +49,7 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> C
             vocabulary = build_pieces(captions, recipe.pieces, recipe.min_count)
         else:
             vocabulary = Vocabulary.build(captions, recipe.min_count)
+        vocabulary = Vocabulary(vocabulary.words, learn_capitals(captions))
         weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
         return Captioner(model, vocabulary, weights)
     captioner = load_captioner(init)
@@ -61,20 +64,21 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> C
     if recipe.extend and captioner.vocabulary.in_pieces:
         raise ConfigError(f"extend adds words, and the vocabulary of {init} holds pieces of words")
     if recipe.extend:
-        captioner = extended(captioner, Vocabulary.build(captions, recipe.min_count).words)
+        new = Vocabulary(Vocabulary.build(captions, recipe.min_count).words, learn_capitals(captions))
+        captioner = extended(captioner, new)
     captioner.config = sizes
     captioner.decoder.dropout.p = model.decoder.dropout
     return captioner
 
 
 @torch.no_grad()
-def extended(captioner: Captioner, words: Sequence[str]) -> Captioner:
-    """`captioner` with those of `words` that it lacks at the end of its vocabulary; what it says stays the same.
+def extended(captioner: Captioner, more: Vocabulary) -> Captioner:
+    """`captioner` with those words of `more` that it lacks at the end of its vocabulary; what it says stays the same.
 
     A new word begins with a random vector and, like a word never seen, hardly any probability.
     """
     known = captioner.vocabulary
-    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *words))))
+    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *more.words))), known.capitals | _of_new(known, more))
     larger = Captioner(captioner.config, vocabulary)
     state = larger.state_dict()
     for name, value in captioner.state_dict().items():

@@ -64,7 +64,7 @@ def captions_of(
             )
             made.append(
                 Caption(
-                    sentence(vocabulary.decode(hypothesis.words)),
+                    sentence(vocabulary.written(hypothesis.words)),
                     hypothesis.log_probability,
                     tokens,
                     hypothesis.support,

@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from app import schemas
-from caption_client import answers
+from caption_client import answers, files
+from model import images
 
 PAIRS = [
     (answers.Alternative, schemas.AlternativeOut), (answers.Attention, schemas.AttentionOut),
@@ -15,6 +16,10 @@ PAIRS = [
     (answers.Image, schemas.ImageOut), (answers.Timing, schemas.Timing), (answers.Answer, schemas.CaptionResponse),
     (answers.Problem, schemas.Problem), (answers.Result, schemas.Result), (answers.Results, schemas.CaptionsResponse),
 ]  # fmt: skip
+
+
+def test_the_client_looks_for_what_the_service_reads() -> None:
+    assert set(files.SUFFIXES) == set(images.SUFFIXES)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda kind: kind.__name__)

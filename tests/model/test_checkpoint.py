@@ -42,10 +42,12 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     tiny = captioner()
+    tiny.vocabulary = Vocabulary(tiny.vocabulary.words, {"dog": "Dog"})
     save_captioner(tiny, tmp_path / "new", {"figures": {"cider": 12.5}})
     opened = open_checkpoint(tmp_path / "new")
     assert opened.config == tiny.config
     assert opened.vocabulary.words == tiny.vocabulary.words
+    assert opened.vocabulary.capitals == {"dog": "Dog"}
     assert opened.metrics == {"figures": {"cider": 12.5}}
     loaded = load_captioner(tmp_path / "new")
     assert not loaded.training
@@ -135,6 +137,8 @@ def test_any_cut_of_the_config_is_refused(folder: Path) -> None:
         lambda c: c.update(vocabulary=None),
         lambda c: c.update(vocabulary=[*SPECIAL, 5, 6]),
         lambda c: c.update(vocabulary=["a", *c["vocabulary"]]),
+        lambda c: c.update(capitals=[1]),
+        lambda c: c.update(capitals={"dog": "Cat"}),
         lambda c: c.update(files=[1]),
         lambda c: c.pop("vocabulary_fingerprint"),
     ],

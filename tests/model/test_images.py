@@ -298,6 +298,35 @@ def test_a_sound_picture_that_is_not_read_here_is_not_called_damaged(data: bytes
     assert (error.status, error.code) == (415, "unsupported_variant")
 
 
+@pytest.mark.parametrize(("format", "box"), [("AVIF", b"ispe"), ("AVIF", b"pitm"), ("HEIF", b"pitm")])
+def test_what_may_be_sound_is_not_only_called_damaged(format: str, box: bytes) -> None:
+    """Without `pitm` none of its pictures is the first one: a sequence, perhaps."""
+    whole = plain((200, 40, 90), format).replace(box, b"abcd")
+    with pytest.raises(UnsupportedVariant, match=f"damaged, or a variant of {format} that is not read here"):
+        read(whole)
+    boxes = plain((200, 40, 90), format)
+    ends = (boxes.index(b"meta") - 4, boxes.index(b"mdat") - 4)
+    for cut in (whole[:-20], boxes[:-20], *(boxes[:end] for end in ends)):  # also where a box ends
+        with pytest.raises(BrokenImage, match="damaged or cut off"):
+            read(cut)
+
+
+def test_run_lengths_that_end_early_are_not_damage() -> None:
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 4, 0, 0, 2, 2) + bytes(8)
+    bmp = b"BM" + struct.pack("<IHHI", 14 + len(header) + 4, 0, 0, 14 + len(header)) + header + b"\4\1\0\1"
+    with pytest.raises(UnsupportedVariant, match="damaged, or a variant of BMP"):
+        read(bmp)
+    with pytest.raises(BrokenImage):
+        read(bmp[:-2])
+
+
+@pytest.mark.parametrize("brand", [b"heis", b"hevs"])
+def test_layered_pictures_are_a_variant(brand: bytes) -> None:
+    heif = plain((200, 40, 90), "HEIF")
+    with pytest.raises(UnsupportedVariant, match="a variant of HEIF that is not read here"):
+        read(heif[:8] + brand + heif[12:].replace(b"hvcC", b"lhvC"))
+
+
 def test_a_text_that_begins_with_bm_is_no_picture() -> None:
     with pytest.raises(UnsupportedMedia):
         read(b"BMI stands for body mass index, which is a number.\n" * 9)

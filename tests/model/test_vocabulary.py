@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import CheckpointError
-from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, runs_of, sentence, words_of
+from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, runs_of, sentence, words_of, written_of
 
 words = st.text("abcdefgé", min_size=1, max_size=6)
 
@@ -110,6 +110,34 @@ def test_the_fingerprint_tells_vocabularies_apart(known: list[str], data: st.Dat
 )
 def test_a_sentence_starts_with_a_capital_and_ends_with_a_stop(said: list[str], expected: str) -> None:
     assert sentence(said) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "beginnings"),
+    [
+        ("Ein Hund. „Sitz!“, sagt er: Platz", ["Ein", "Hund", "Sitz", "sagt", "er", "Platz"], [0, 2, 5]),
+        ("A\u0308rger im Bu\u0308ro", ["Ärger", "im", "Büro"], [0]),
+        ("a man's T-shirt, so I said", ["a", "man's", "T-shirt", "so", "I", "said"], [0]),
+        ("一只狗", ["一", "只", "狗"], [0]),
+    ],
+)
+def test_words_as_they_are_written(text: str, written: list[str], beginnings: list[int]) -> None:
+    found = list(written_of(text))
+    assert [word for word, _ in found] == written
+    assert [i for i, (_, begins) in enumerate(found) if begins] == beginnings
+    assert [word.lower() for word in written] == words_of(text)
+
+
+def test_capitals_within_a_sentence_come_back() -> None:
+    vocabulary = Vocabulary((*SPECIAL, "ein", "hund", "rennt"), {"hund": "Hund"})
+    ids = vocabulary.encode("EIN HUND RENNT")
+    assert vocabulary.decode(ids) == ["ein", "hund", "rennt"]
+    assert sentence(vocabulary.written(ids)) == "Ein Hund rennt."
+    pieces = Vocabulary((*SPECIAL, "ein", "hun", "##d", "rennt"), {"hund": "Hund"})
+    assert pieces.written(pieces.encode("ein hund rennt")) == ["ein", "Hund", "rennt"]
+    assert vocabulary.fingerprint() == Vocabulary(vocabulary.words).fingerprint()  # the weights are the same
+    with pytest.raises(CheckpointError, match="vocabulary is damaged"):
+        Vocabulary(vocabulary.words, {"hund": "Katze"})
 
 
 PIECES = Vocabulary((*SPECIAL, "a", "s", "skate", "##s", "##board", "##er", "##e", "##r"))

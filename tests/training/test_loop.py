@@ -21,7 +21,7 @@ from model.checkpoint import load_captioner, open_checkpoint, save_captioner
 from model.config import EncoderConfig, SearchConfig
 from model.encoder import fold_norms
 from model.errors import ConfigError
-from model.vocabulary import Vocabulary
+from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.tiny import liven
 from tests.training import tiny
 from tests.training.shapes import write_shapes
@@ -444,8 +444,9 @@ def test_a_vocabulary_grows_and_what_is_said_stays(tied: bool, data: CaptionData
     of = replace(of, model=replace(of.model, decoder=replace(of.model.decoder, tied=tied)))
     before = tiny.captioner(data, of).eval()
     liven(before.decoder)
-    after = extended(before, ["zebra", before.vocabulary.words[5], "oboe"])
+    after = extended(before, Vocabulary((*SPECIAL, "zebra", before.vocabulary.words[5], "oboe"), {"zebra": "Zebra"}))
     assert after.vocabulary.words == (*before.vocabulary.words, "zebra", "oboe")
+    assert after.vocabulary.capitals == {"zebra": "Zebra"}
     known = len(before.vocabulary)
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     words = torch.tensor([[[1, 4, 5, 6]], [[1, 6, 5, 4]]])

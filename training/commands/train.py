@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cache(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, help="in place of the recipe's train.seed")
+    parser.add_argument("--export", action="store_true", help="export the best checkpoint to RUN/served, to be served")
     parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
     options = parser.parse_args(arguments)
     settle()
@@ -48,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(report(recipe, data, options.cache, torch.device(device), options.init, options.teacher))
             return 0
-        train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
+        best = train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
+        if options.export:
+            from training.commands.export import main as export  # its packages take seconds to load
+
+            return export([str(best), "--to", str(run / "served")])
     except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,7 +34,7 @@ SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 def between(a: Captioner, b: Captioner, share: float) -> Captioner:
     """A captioner with `share` of b's weights and the rest of a's; both must be of one shape and vocabulary."""
     if b.vocabulary.words[: len(a.vocabulary)] == a.vocabulary.words:
-        a = extended(a, b.vocabulary.words)  # words that were learnt on the way
+        a = extended(a, b.vocabulary)  # words that were learnt on the way
     if a.vocabulary.words != b.vocabulary.words or _sizes(a) != _sizes(b):
         raise CheckpointError("the two checkpoints differ in vocabulary or sizes; the second must come from the first")
     made = Captioner(b.config, b.vocabulary)

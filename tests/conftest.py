@@ -1,0 +1,40 @@
+"""For tests that run in several processes (pytest-xdist): which come first, and what is made only once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+LONGEST = "tests/training/test_learns.py"  # begun last, it would be waited for alone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """once(name, fill): an empty folder that `fill` has filled, the same in every process; not to be changed."""
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            folder = tmp_path_factory.mktemp(name)
+            fill(folder)
+            return folder
+        all_of_them = tmp_path_factory.getbasetemp().parent
+        with (all_of_them / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (all_of_them / name).exists():
+                folder = tmp_path_factory.mktemp(name)  # where filling fails, the next process tries again
+                fill(folder)
+                folder.rename(all_of_them / name)
+        return all_of_them / name
+
+    return make
