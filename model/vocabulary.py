@@ -103,8 +103,8 @@ class Vocabulary:
     """The tokens a decoder knows, special ones first; ids are positions.
 
     They are words, or, where any begins with `CONTINUES`, pieces of words ("skate", "##board") as
-    `training.language.pieces` learns them: a word is cut from its start, the longest known piece each time. All are lower
-    case; `capitals` has what is written otherwise within a sentence, such as German nouns: {"hund": "Hund"}.
+    `training.language.pieces` learns them: a word is cut from its start, the longest known piece each time. All are
+    lower case; `capitals` has what is written otherwise within a sentence, such as German nouns: {"hund": "Hund"}.
     """
 
     def __init__(self, words: Sequence[str], capitals: Mapping[str, str] | None = None) -> None:
