@@ -18,6 +18,9 @@ from typing import BinaryIO, Literal, TextIO
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".gif",
             ".bmp", ".dib", ".tif", ".tiff")  # looked for in folders  # fmt: skip
+# Cameras' negatives: a text for one is kept beside it.
+RAW = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef",
+       ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f")  # fmt: skip
 STDIN = "-"
 HEADER = ("path", "caption", "confidence", "error")  # of CSV
 KEYS = {"path", "caption", "confidence", "captions", "image", "error"}  # of JSON
@@ -65,6 +68,12 @@ def _below(folder: str, trouble: Trouble) -> Iterator[str]:
         for name in sorted(files):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield os.path.join(where, name)
+
+
+def same_stem(path: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Other files of the same name but for the suffix, one of `suffixes`: photo.png beside photo.jpg."""
+    others = [path.with_suffix(end) for suffix in suffixes for end in (suffix, suffix.upper())]
+    return [other for other in others if other != path and other.exists() and not other.samefile(path)]
 
 
 def replace(path: Path, data: bytes) -> None:
