@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from app import images
 from app.errors import ServiceError
 from app.explain_html import SIDE, ExplanationFile
-from app.schemas import CaptionOut, CaptionParams, caption_out
+from app.schemas import CaptionOut, CaptionParams, Wording, captions_out
 from app.settings import DEFAULT_MODEL
 from caption_client import answers
 from caption_client.answers import Caption, Image
@@ -66,7 +66,7 @@ def outcomes(
         decoded = ahead(pool, decode, names, 2 * BATCH)
         while batch := list(islice(decoded, BATCH)):
             good = [pixels for _, pixels, _, _ in batch if pixels is not None]
-            captions = iter(_captions(engine, good, search, params.explain))
+            captions = iter(_captions(engine, good, search, params.explain, params.wording))
             for name, pixels, image, error in batch:
                 if pixels is None:
                     yield Outcome(name, [], error=error)
@@ -78,7 +78,11 @@ def outcomes(
 
 
 def _captions(
-    engine: CaptionEngine, pixels: list[NDArray[np.uint8]], search: SearchConfig, explain: bool
+    engine: CaptionEngine,
+    pixels: list[NDArray[np.uint8]],
+    search: SearchConfig,
+    explain: bool,
+    wording: Wording = "as-said",
 ) -> list[list[Caption]]:
     """Captions for each picture; none for one that the engine fails on, which must not fail its neighbours."""
     if not pixels:
@@ -89,8 +93,8 @@ def _captions(
         if len(pixels) == 1:
             print(f"caption: the model failed: {error!r}", file=sys.stderr)
             return [[]]
-        return [_captions(engine, [one], search, explain)[0] for one in pixels]
-    return [[answers.read(Caption, caption_out(caption).model_dump()) for caption in captions] for captions in found]
+        return [_captions(engine, [one], search, explain, wording)[0] for one in pixels]
+    return [[answers.read(Caption, out.model_dump()) for out in captions_out(captions, wording)] for captions in found]
 
 
 class Explanations:
