@@ -34,6 +34,7 @@ COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 20)]
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
     monkeypatch.setattr(local, "load_engine", lambda *_: engine)
+    monkeypatch.setattr(local, "is_decorative", lambda *_: False)  # which pictures of one colour are
     return engine
 
 
@@ -231,8 +232,9 @@ def test_write_alt_only_when_asked(
 
 @pytest.mark.usefixtures("engine")
 def test_write_alt_that_cannot_be_written_is_a_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([str(folder / "a.png"), "--write-alt", "xmp"]) == cli.FAILED
-    assert "only a JPEG" in capsys.readouterr().err
+    (folder / "a.jpg").write_bytes(plain(COLOURS[1], "JPEG"))
+    assert cli.main([str(folder / "a.png"), "--write-alt", "txt"]) == cli.FAILED
+    assert "a.jpg would have the same text file" in capsys.readouterr().err
 
 
 def test_one_bad_picture_does_not_fail_its_batch(
@@ -281,9 +283,9 @@ def test_options_reach_the_engine(
     seen: list[object] = []
 
     class Engine(FakeEngine):
-        def caption(self, pixels: NDArray[np.uint8], search: object = None, explain: bool = False):  # type: ignore[no-untyped-def]
+        def generate(self, regions: FakeRegions, search: object = None, explain: bool = False):  # type: ignore[no-untyped-def, override]
             seen.append(search)
-            return super().caption(pixels, search, explain)  # type: ignore[arg-type]
+            return super().generate(regions, search, explain)  # type: ignore[arg-type]
 
     monkeypatch.setattr(local, "load_engine", lambda *given: seen.append(given) or Engine())
     options = ["--strategy", "sample", "--temperature", "0.7", "--top-p", "0.9", "--seed", "3", "--max-length", "9"]
@@ -439,7 +441,7 @@ def test_interruption_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "caption", interrupt)
+    monkeypatch.setattr(engine, "generate", interrupt)
     assert cli.main([str(folder)]) == cli.INTERRUPTED
     assert "--skip-existing goes on from here" in capsys.readouterr().err
 
