@@ -132,7 +132,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         try:
             import pyarrow  # noqa: F401
         except ModuleNotFoundError:
-            parser.error("--parquet needs pyarrow: pip install pyarrow")
+            parser.error("--parquet needs pyarrow, which is not installed here: pip install pyarrow")
     if options.watch and not os.path.isdir(options.watch):
         parser.error(f"--watch: {options.watch} is no folder")
     options.pictures = options.pictures or [options.watch]
