@@ -31,7 +31,7 @@ from caption_client.client import CHUNK_BYTES, CaptionClient, CaptionError
 from caption_client.exiftool import ExifToolError
 from caption_client.files import STDIN, Done, ForeignFileError, Kind
 from caption_client.metadata import DEFAULT, STANDARDS, Standard
-from caption_client.summary import BESIDE, KEPT, NOTHING, REVIEW, SKIPPED, Summary, say
+from caption_client.summary import BESIDE, KEPT, NOTHING, REVIEW, SKIPPED, UNTAGGED, Summary, say
 from caption_client.summary import FAILED as FAILURES
 from caption_client.watch import LATER
 
@@ -362,6 +362,8 @@ class _Run:
             self._done.add(self._row_name(outcome.name))
         if outcome.review and (options.output or self._place):
             summary.add(REVIEW, outcome.name)
+        if options.tags and outcome.tags is None:
+            summary.add(UNTAGGED, outcome.name)
 
     def _keep(self, outcome: Outcome) -> None:
         """The text, with the picture."""

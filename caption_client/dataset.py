@@ -22,11 +22,15 @@ ROWS = 10_000  # of a row group
 
 
 def file_name(name: str, table: Path | None) -> str:
-    """The picture's path from the table's folder; raises `ValueError` where it is not below that."""
+    """The picture's path from the table's folder; raises `ValueError` where it is not below that, or not UTF-8."""
     folder = os.path.abspath(table.parent if table else ".")
     relative = os.path.relpath(os.path.abspath(name), folder)
     if relative == os.pardir or relative.startswith(os.pardir + os.sep):
         raise ValueError(f"not below {folder}, where the table is: its file_name would lead nowhere")
+    try:
+        relative.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("its name is not UTF-8, as a table's text has to be") from error
     return relative
 
 

@@ -12,9 +12,10 @@ SKIPPED = "skipped: they have a caption already (--skip-existing)"
 KEPT = "kept another text; --force replaces it"
 BESIDE = "do not carry it themselves, it is in an XMP file beside"
 NOTHING = "skipped: they show nothing, and need no alternative text"
+UNTAGGED = "got no tags: the model has none"
 REVIEW = "should be looked at: the model is not sure of them"
 FAILED = "failed"
-KINDS = (SKIPPED, KEPT, BESIDE, NOTHING, REVIEW, FAILED)
+KINDS = (SKIPPED, KEPT, BESIDE, NOTHING, UNTAGGED, REVIEW, FAILED)
 
 
 class Summary:

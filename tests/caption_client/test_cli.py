@@ -275,6 +275,13 @@ def test_texts_to_train_on(folder: Path) -> None:
     assert done.stdout.splitlines() == ["red", said(COLOURS[0]), said(COLOURS[0])]
 
 
+@pytest.mark.usefixtures("engine")
+def test_a_model_without_tags_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(folder / "a.png"), "--write-alt", "txt", "--tags"]) == cli.OK
+    assert "1 of 1 pictures got no tags: the model has none" in capsys.readouterr().err
+    assert (folder / "a.txt").read_text() == said(COLOURS[0]) + "\n"
+
+
 @pytest.mark.usefixtures("tagger")
 def test_json_has_what_the_service_says_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(folder / "a.png"), "--json"]) == cli.OK

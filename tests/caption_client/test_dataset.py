@@ -22,6 +22,8 @@ def test_a_name_leads_from_the_table_to_the_picture(tmp_path: Path, monkeypatch:
     assert dataset.file_name("set/a.png", None) == "set/a.png"
     with pytest.raises(ValueError, match="not below"):
         dataset.file_name("a.png", table)
+    with pytest.raises(ValueError, match="not UTF-8"):
+        dataset.file_name("set/\udcff.png", table)
 
 
 def test_tags_follow_the_text_after_commas() -> None:
