@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from app.alt import alt_text
+from app.decorative import is_decorative
 from app.explain_html import SIDE, ExplanationFile
-from app.schemas import CaptionOut, CaptionParams, caption_out
+from app.schemas import CaptionOut, CaptionParams, captions_out, tags_out
 from app.settings import DEFAULT_MODEL
 from caption_client import answers
-from caption_client.answers import Caption, Image
+from caption_client.answers import Caption, Image, Tag
 from caption_client.cli import Outcome, ahead
+from caption_client.exiftool import ExifToolError
 from model import images
 from model.config import SearchConfig
 from model.errors import ImageError
@@ -57,7 +60,7 @@ def outcomes(
     def decode(name: str) -> Decoded:
         try:
             picture = images.read(read(name), max_pixels, size)  # without limits: the user can stop this process
-        except (ImageError, OSError) as error:
+        except (ImageError, OSError, ExifToolError) as error:
             return name, None, None, message(error)
         about = Image(picture.width, picture.height, picture.format)
         return name, engine.preprocess(picture.image), about, None
@@ -67,31 +70,48 @@ def outcomes(
         decoded = ahead(pool, decode, names, 2 * BATCH)
         while batch := list(islice(decoded, BATCH)):
             good = [pixels for _, pixels, _, _ in batch if pixels is not None]
-            captions = iter(_captions(engine, good, search, params.explain))
+            answered = iter(_answers(engine, good, search, params))
             for name, pixels, image, error in batch:
                 if pixels is None:
                     yield Outcome(name, [], error=error)
                     continue
-                made = next(captions)
-                yield Outcome(name, made, image, error=None if made else "the model failed on this picture")
+                captions, tags = next(answered)
+                if not captions or image is None:
+                    yield Outcome(name, [], image, "the model failed on this picture")
+                    continue
+                bare = is_decorative(pixels, image.width, image.height)
+                review = bare or captions[0].confidence < engine.config.review_below
+                alt = "" if bare else alt_text(captions[0].text)
+                yield Outcome(name, captions, image, None, alt, review, bare, tags)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _captions(
-    engine: CaptionEngine, pixels: list[NDArray[np.uint8]], search: SearchConfig, explain: bool
-) -> list[list[Caption]]:
-    """Captions for each picture; none for one that the engine fails on, which must not fail its neighbours."""
+def _answers(
+    engine: CaptionEngine, pixels: list[NDArray[np.uint8]], search: SearchConfig, params: CaptionParams
+) -> list[tuple[list[Caption], list[Tag] | None]]:
+    """Captions and tags of each picture; none for one that the engine fails on, which must not fail its neighbours."""
     if not pixels:
         return []
     try:
-        found = engine.caption(np.stack(pixels), search, explain)
+        regions = engine.encode(np.stack(pixels))
+        found, likely = engine.generate(regions, search, params.explain), engine.tags(regions)
     except Exception as error:
         if len(pixels) == 1:
             print(f"caption: the model failed: {error!r}", file=sys.stderr)
-            return [[]]
-        return [_captions(engine, [one], search, explain)[0] for one in pixels]
-    return [[answers.read(Caption, caption_out(caption).model_dump()) for caption in captions] for captions in found]
+            return [([], None)]
+        return [_answers(engine, [one], search, params)[0] for one in pixels]
+    made = []
+    for captions, probabilities in zip(found, likely, strict=True):
+        out = captions_out(captions, params.wording)
+        tags = tags_out(engine.config.tags, probabilities, params.num_tags, params.wording)
+        made.append(
+            (
+                [answers.read(Caption, caption.model_dump()) for caption in out],
+                None if tags is None else [Tag(tag.text, tag.probability) for tag in tags],
+            )
+        )
+    return made
 
 
 class Explanations:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.alt import MAX_ALT
 from model.caption import Caption, Token
 from model.config import (
     MAX_BEAM_SIZE,
@@ -22,6 +23,10 @@ from model.config import (
     SearchConfig,
     Strategy,
 )
+from model.wording import neutral
+
+Wording = Literal["as-said", "gender-neutral"]
+MAX_TAGS, TAGS = 50, 10
 
 
 class CaptionParams(BaseModel):
@@ -69,10 +74,18 @@ class CaptionParams(BaseModel):
         "the same picture twice gets the same twice. Default: the model's, or a fresh one for each picture.",
     )
     explain: bool = Field(False, description="Say for each word what it nearly was and what the model looked at.")
+    wording: Wording = Field(
+        "as-said",
+        description="`gender-neutral`: 'a person' and 'their' for what an English caption guesses about gender; captions "
+        "that are the same then come once. Tokens stay what the model said.",
+    )
+    num_tags: int = Field(
+        TAGS, ge=0, le=MAX_TAGS, description="Most tags to return, of a model that has tags; 0 for none."
+    )
 
     def search(self, default: SearchConfig) -> SearchConfig:
         """These parameters over the model's `default`."""
-        given = self.model_dump(exclude_none=True, exclude={"explain"})
+        given = self.model_dump(exclude_none=True, exclude=_NOT_SEARCHED)
         config = replace(default, **given)
         if config.strategy == "beam":
             # As many captions need as many beams. Sampling's settings mean nothing here: equal ones share a batch.
@@ -85,6 +98,9 @@ class CaptionParams(BaseModel):
                 seed=None,
             )
         return config
+
+
+_NOT_SEARCHED = {"explain", "wording", "num_tags"}  # parameters that change nothing about the search
 
 
 class AlternativeOut(BaseModel):
@@ -132,6 +148,13 @@ class CaptionOut(BaseModel):
     tokens: list[TokenOut]
 
 
+class TagOut(BaseModel):
+    """A word that people would use of the picture."""
+
+    text: str
+    probability: float = Field(ge=0, le=1, description="That some of five people who describe the picture use it.")
+
+
 class ModelRef(BaseModel):
     """Which model answered."""
 
@@ -167,6 +190,23 @@ class CaptionResponse(BaseModel):
     image: ImageOut
     timing_ms: Timing
     request_id: str
+    alt: str = Field(
+        "",
+        max_length=MAX_ALT,
+        description="The best caption as alternative text: one plain sentence, without 'a picture of'; empty, as HTML "
+        "wants it, for a decorative picture.",
+    )
+    review: bool = Field(
+        False,
+        description="Whether a person should look at it: the confidence is below what the model's makers chose, or the "
+        "picture shows nothing.",
+    )
+    decorative: bool = Field(
+        False, description="Whether the picture shows nothing: it is blank, a gradient, a rule or noise."
+    )
+    tags: list[TagOut] | None = Field(
+        None, description="The likeliest tags, likeliest first; absent where the model has none."
+    )
 
 
 class Problem(BaseModel):
@@ -213,15 +253,44 @@ class ModelResponse(BaseModel):
     card: dict[str, Any] = Field(description="The model card's facts: data, terms, recipe, metrics, limits.")
 
 
-def caption_out(caption: Caption) -> CaptionOut:
+def caption_out(caption: Caption, wording: Wording = "as-said") -> CaptionOut:
     """`caption` as it goes out."""
     return CaptionOut(
-        text=caption.text,
+        text=worded(caption.text, wording),
         confidence=caption.confidence,
         # A probability rounded above 1 in float32 must not make a logarithm above 0.
         log_probability=min(caption.log_probability, 0.0),
         tokens=[_token_out(token) for token in caption.tokens],
     )
+
+
+def captions_out(captions: Sequence[Caption], wording: Wording = "as-said") -> list[CaptionOut]:
+    """Captions as they go out, best first, distinct also in other words than the model's."""
+    out: dict[str, CaptionOut] = {}
+    for caption in captions:
+        one = caption_out(caption, wording)
+        out.setdefault(one.text, one)
+    return list(out.values())
+
+
+def worded(text: str, wording: Wording) -> str:
+    """A caption or a tag in the words that are asked for."""
+    return neutral(text) if wording == "gender-neutral" else text
+
+
+def tags_out(
+    names: Sequence[str], probabilities: NDArray[np.float32], count: int, wording: Wording = "as-said"
+) -> list[TagOut] | None:
+    """The `count` likeliest of the model's tags `names`, with `probabilities` (G,); None of a model without."""
+    if not names or not count:
+        return None
+    out: dict[str, TagOut] = {}
+    for i in np.argsort(-probabilities, kind="stable").tolist():
+        tag = TagOut(text=worded(names[i], wording), probability=_probability(round(float(probabilities[i]), 4)))
+        out.setdefault(tag.text, tag)  # two that are one in other words are at least as likely as the likelier one
+        if len(out) == count:
+            break
+    return list(out.values())
 
 
 def _token_out(token: Token) -> TokenOut:

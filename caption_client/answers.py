@@ -50,6 +50,14 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
+class Tag:
+    """A word that people would use of the picture."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """Which model answered."""
 
@@ -79,7 +87,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer for one picture; `caption` and `confidence` are those of the best of `captions`."""
+    """The answer for one picture; `caption` and `confidence` are those of the best of `captions`.
+
+    alt: fit to be alternative text, empty for a `decorative` picture. review: whether a person should look at it.
+    tags: likeliest first, None of a model without (as is what a service of before does not say).
+    """
 
     caption: str
     confidence: float
@@ -88,6 +100,10 @@ class Answer:
     image: Image
     timing_ms: Timing
     request_id: str
+    alt: str = ""
+    review: bool = False
+    decorative: bool = False
+    tags: list[Tag] | None = None
 
 
 @dataclass(frozen=True, slots=True)

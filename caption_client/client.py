@@ -8,9 +8,9 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import httpx
 
@@ -22,6 +22,8 @@ logger = logging.getLogger("caption_client")
 Picture = bytes | str | Path  # its bytes, or where they are
 Named = tuple[str, bytes]
 T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Transport = TypeVar("Transport")
 
 BUSY = (429, 503)  # nothing was done; trying again is safe and wanted
 TOO_LARGE = 413
@@ -37,10 +39,33 @@ class CaptionError(Exception):
         self.detail, self.status, self.code, self.request_id = detail, status, code, request_id
 
 
-class _Base:
-    """What both clients share: the address, the headers, when to try again and how to read an answer."""
+class _Request(NamedTuple):
+    """What is to be sent; `body` as httpx takes it."""
 
-    def __init__(self, url: str, api_key: str | None, timeout: float, tries: int) -> None:
+    method: str
+    path: str
+    params: Mapping[str, Any] = {}
+    body: Mapping[str, Any] = {}
+
+
+Outcome = httpx.Response | httpx.RequestError
+# What a client does for one call, whether it blocks or awaits: it is asked to send, or to wait for some seconds.
+Steps = Generator[_Request | float, Outcome | None, T]
+
+
+class _Base(Generic[Http, Transport]):
+    """All of both clients but the sending and the waiting themselves, in steps that `_run` takes."""
+
+    _kind: Callable[..., Http]
+
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        api_key: str | None = None,
+        timeout: float = 60,
+        tries: int = 6,
+        transport: Transport | None = None,
+    ) -> None:
         if tries < 1:
             raise ValueError("tries must be 1 or more")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
@@ -49,9 +74,45 @@ class _Base:
         self._answered = False  # yet, by whatever is at the address
         self._limits: Mapping[str, float] | None = None
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._options: dict[str, Any] = {"base_url": _address(url), "headers": headers, "timeout": timeout}
+        self._http: Http = self._kind(base_url=_address(url), headers=headers, timeout=timeout, transport=transport)
 
-    def _wait(self, attempt: int, outcome: httpx.Response | httpx.RequestError) -> float | None:
+    def _one(self, picture: Picture, params: Mapping[str, Any]) -> Steps[Answer]:
+        return _answer(Answer, (yield from self._exchange("POST", "caption", params, content=_bytes(picture))))
+
+    def _many(self, pictures: Iterable[Picture], params: Mapping[str, Any]) -> Steps[list[Result]]:
+        pictures = list(pictures)
+        if len(pictures) > 1 and self._limits is None:
+            self._limits = _limits((yield from self._facts()))
+        results: list[Result] = []
+        for chunk in self._chunks(pictures, self._limits or {}):
+            results += yield from self._chunk(chunk, params)
+        return results
+
+    def _chunk(self, chunk: list[Named], params: Mapping[str, Any]) -> Steps[list[Result]]:
+        try:
+            return _results((yield from self._exchange("POST", "captions", params, files=_files(chunk))), chunk)
+        except CaptionError as error:
+            results: list[Result] = []
+            for part in _parts(chunk, error):
+                results += yield from self._chunk(part, params)
+            return results or [_refused(chunk, error)]
+
+    def _facts(self) -> Steps[dict[str, Any]]:
+        return _facts((yield from self._exchange("GET", "model")))
+
+    def _exchange(self, method: str, path: str, params: Mapping[str, Any] | None = None, **body: Any) -> Steps[bytes]:
+        """Send a request, again where that is wanted; the content of the answer."""
+        attempt = 0
+        while True:
+            attempt += 1
+            outcome = yield _Request(method, path, params or {}, body)
+            assert outcome is not None
+            wait = self._wait(attempt, outcome)
+            if wait is None:
+                return _content(outcome)
+            yield wait
+
+    def _wait(self, attempt: int, outcome: Outcome) -> float | None:
         """Seconds until the next try, None if `outcome` is final. Captioning changes nothing, so it may be repeated."""
         if isinstance(outcome, httpx.Response):
             self._answered = True
@@ -88,7 +149,7 @@ class _Base:
             yield chunk
 
 
-class CaptionClient(_Base):
+class CaptionClient(_Base[httpx.Client, httpx.BaseTransport]):
     """Captions pictures over HTTP; one client may be used from several threads.
 
     url: where the service is, such as `http://localhost:8000`. api_key: if the service needs one.
@@ -97,57 +158,38 @@ class CaptionClient(_Base):
     Raises `ValueError` for an address or a key that cannot be one.
     """
 
-    def __init__(
-        self,
-        url: str = "http://localhost:8000",
-        api_key: str | None = None,
-        timeout: float = 60,
-        tries: int = 6,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        super().__init__(url, api_key, timeout, tries)
-        self._http = httpx.Client(transport=transport, **self._options)
+    _kind = httpx.Client
 
     def caption(self, picture: Picture, **params: Any) -> Answer:
         """One picture's captions; `params` are the query's (num_captions, explain, ...). Raises `CaptionError`."""
-        return _answer(Answer, self._send("POST", "caption", params, content=_bytes(picture)))
+        return self._run(self._one(picture, params))
 
     def captions(self, pictures: Iterable[Picture], **params: Any) -> list[Result]:
         """Any number of pictures: in order, each with its captions or its own error.
 
         They are sent in as many requests as the service's limits want; raises `CaptionError` where one fails.
         """
-        pictures = list(pictures)
-        if len(pictures) > 1 and self._limits is None:
-            self._limits = _limits(self.model())
-        return [
-            result for chunk in self._chunks(pictures, self._limits or {}) for result in self._captions(chunk, params)
-        ]
+        return self._run(self._many(pictures, params))
 
     def model(self) -> dict[str, Any]:
         """The model's name, limits and card."""
-        return _facts(self._send("GET", "model"))
+        return self._run(self._facts())
 
-    def _captions(self, chunk: list[Named], params: Mapping[str, Any]) -> list[Result]:
+    def _run(self, steps: Steps[T]) -> T:
+        said: Outcome | None = None
         try:
-            return _results(self._send("POST", "captions", params, files=_files(chunk)), chunk)
-        except CaptionError as error:
-            return [result for part in _parts(chunk, error) for result in self._captions(part, params)] or [
-                _refused(chunk, error)
-            ]
-
-    def _send(self, method: str, path: str, params: Mapping[str, Any] | None = None, **body: Any) -> bytes:
-        for attempt in range(1, self.tries + 1):
-            outcome: httpx.Response | httpx.RequestError
-            try:
-                outcome = self._http.request(method, path, params=_query(params or {}), headers=_type(body), **body)
-            except httpx.RequestError as error:
-                outcome = error
-            wait = self._wait(attempt, outcome)
-            if wait is None:
-                break
-            time.sleep(wait)
-        return _content(outcome)
+            while True:
+                step = steps.send(said)
+                said = None
+                if isinstance(step, _Request):
+                    try:
+                        said = self._http.request(**_arguments(step))
+                    except httpx.RequestError as error:
+                        said = error
+                else:
+                    time.sleep(step)
+        except StopIteration as end:
+            return cast(T, end.value)
 
     def close(self) -> None:
         """Let the connections go."""
@@ -160,61 +202,38 @@ class CaptionClient(_Base):
         self.close()
 
 
-class AsyncCaptionClient(_Base):
+class AsyncCaptionClient(_Base[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """`CaptionClient` for asyncio."""
 
-    def __init__(
-        self,
-        url: str = "http://localhost:8000",
-        api_key: str | None = None,
-        timeout: float = 60,
-        tries: int = 6,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        super().__init__(url, api_key, timeout, tries)
-        self._http = httpx.AsyncClient(transport=transport, **self._options)
+    _kind = httpx.AsyncClient
 
     async def caption(self, picture: Picture, **params: Any) -> Answer:
         """As `CaptionClient.caption`."""
-        return _answer(Answer, await self._send("POST", "caption", params, content=_bytes(picture)))
+        return await self._run(self._one(picture, params))
 
     async def captions(self, pictures: Iterable[Picture], **params: Any) -> list[Result]:
         """As `CaptionClient.captions`."""
-        pictures = list(pictures)
-        if len(pictures) > 1 and self._limits is None:
-            self._limits = _limits(await self.model())
-        results = []
-        for chunk in self._chunks(pictures, self._limits or {}):
-            results += await self._captions(chunk, params)
-        return results
+        return await self._run(self._many(pictures, params))
 
     async def model(self) -> dict[str, Any]:
         """As `CaptionClient.model`."""
-        return _facts(await self._send("GET", "model"))
+        return await self._run(self._facts())
 
-    async def _captions(self, chunk: list[Named], params: Mapping[str, Any]) -> list[Result]:
+    async def _run(self, steps: Steps[T]) -> T:
+        said: Outcome | None = None
         try:
-            return _results(await self._send("POST", "captions", params, files=_files(chunk)), chunk)
-        except CaptionError as error:
-            results = []
-            for part in _parts(chunk, error):
-                results += await self._captions(part, params)
-            return results or [_refused(chunk, error)]
-
-    async def _send(self, method: str, path: str, params: Mapping[str, Any] | None = None, **body: Any) -> bytes:
-        for attempt in range(1, self.tries + 1):
-            outcome: httpx.Response | httpx.RequestError
-            try:
-                outcome = await self._http.request(
-                    method, path, params=_query(params or {}), headers=_type(body), **body
-                )
-            except httpx.RequestError as error:
-                outcome = error
-            wait = self._wait(attempt, outcome)
-            if wait is None:
-                break
-            await asyncio.sleep(wait)
-        return _content(outcome)
+            while True:
+                step = steps.send(said)
+                said = None
+                if isinstance(step, _Request):
+                    try:
+                        said = await self._http.request(**_arguments(step))
+                    except httpx.RequestError as error:
+                        said = error
+                else:
+                    await asyncio.sleep(step)
+        except StopIteration as end:
+            return cast(T, end.value)
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -271,15 +290,14 @@ def _refused(chunk: list[Named], error: CaptionError) -> Result:
     return Result(name, error=Problem("about:blank", "", error.status, error.detail, error.code, error.request_id))
 
 
-def _query(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
+def _arguments(request: _Request) -> dict[str, Any]:
+    """As httpx takes them."""
+    params = {name: value for name, value in request.params.items() if value is not None}
+    headers = {"Content-Type": "application/octet-stream"} if "content" in request.body else {}
+    return {"method": request.method, "url": request.path, "params": params, "headers": headers, **request.body}
 
 
-def _type(body: Mapping[str, Any]) -> dict[str, str]:
-    return {"Content-Type": "application/octet-stream"} if "content" in body else {}
-
-
-def _content(outcome: httpx.Response | httpx.RequestError) -> bytes:
+def _content(outcome: Outcome) -> bytes:
     if isinstance(outcome, httpx.RequestError):
         raise CaptionError(f"no answer: {_reason(outcome)}") from outcome
     _raise_for_problem(outcome)

@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -18,14 +19,20 @@ from typing import BinaryIO, Literal, TextIO
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".gif",
             ".bmp", ".dib", ".tif", ".tiff")  # looked for in folders  # fmt: skip
+# Cameras' negatives: a text for one is kept beside it.
+RAW = (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef",
+       ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f")  # fmt: skip
 STDIN = "-"
 HEADER = ("path", "caption", "confidence", "error")  # of CSV
-KEYS = {"path", "caption", "confidence", "captions", "image", "error"}  # of JSON
-JSON_START = b'{"path": "'
+KEYS = {"path", "caption", "confidence", "captions", "image", "alt", "review", "decorative", "tags",
+        "error"}  # of JSON  # fmt: skip
+TABLE_KEYS = {"file_name", "text", "confidence", "tags"}  # of ImageFolder's metadata.jsonl
+STARTS = {"json": b'{"path": "', "imagefolder": b'{"file_name": "'}
+BESIDE = (".txt", ".xmp", ".json", ".jsonl", ".csv", ".parquet")  # what stands beside pictures, and is not missed
 FORMULA = "=+-@\t\r\n＝＋－＠"  # what a spreadsheet takes for the start of one
 QUOTE = "'"  # before which it takes a cell for text
 
-Kind = Literal["text", "json", "csv"]
+Kind = Literal["text", "json", "csv", "imagefolder", "parquet"]
 Trouble = Callable[[str, str], None]  # is told of a path, and of what is wrong with it
 
 
@@ -33,16 +40,22 @@ class ForeignFileError(Exception):
     """A file that was not written by us stands where ours should be."""
 
 
-def find(paths: Iterable[str], trouble: Trouble = lambda path, why: None) -> Iterator[str]:
+def find(
+    paths: Iterable[str],
+    trouble: Trouble = lambda path, why: None,
+    no_picture: Callable[[str], None] = lambda path: None,
+    suffixes: tuple[str, ...] = SUFFIXES,
+) -> Iterator[str]:
     """Every picture that `paths` name: files, `-`, folders (all below them, by suffix) and globs, in order.
 
-    What is hidden in a folder is left out; what cannot be looked into, or matches nothing, is `trouble`.
+    What is hidden in a folder is left out; what cannot be looked into, or matches nothing, is `trouble`, and what else
+    is in a folder is `no_picture`.
     """
     for path in paths:
         if path == STDIN or os.path.isfile(path):
             yield path
         elif os.path.isdir(path):
-            yield from _below(path, trouble)
+            yield from _below(path, trouble, no_picture, suffixes)
         elif glob.has_magic(path) and not os.path.lexists(path):
             matches = sorted(match for match in glob.iglob(path, recursive=True) if os.path.isfile(match))
             if not matches:
@@ -52,7 +65,9 @@ def find(paths: Iterable[str], trouble: Trouble = lambda path, why: None) -> Ite
             yield path  # opening it says what is wrong
 
 
-def _below(folder: str, trouble: Trouble) -> Iterator[str]:
+def _below(
+    folder: str, trouble: Trouble, no_picture: Callable[[str], None], suffixes: tuple[str, ...]
+) -> Iterator[str]:
     def unreadable(error: OSError) -> None:
         trouble(str(error.filename), error.strerror or str(error))
 
@@ -63,8 +78,18 @@ def _below(folder: str, trouble: Trouble) -> Iterator[str]:
             if os.path.islink(path):
                 trouble(path, "a link to a folder; name it to take it in")
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(suffixes):
                 yield os.path.join(where, name)
+            elif not name.lower().endswith(BESIDE):
+                no_picture(os.path.join(where, name))
+
+
+def same_stem(path: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Other files of the same name but for the suffix, one of `suffixes`: photo.png beside photo.jpg."""
+    others = [path.with_suffix(end) for suffix in suffixes for end in (suffix, suffix.upper())]
+    return [other for other in others if other != path and other.exists() and not other.samefile(path)]
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -110,7 +135,7 @@ class Done:
         self.end = 0  # bytes of whole records; what follows was cut off by an interruption
         if not path.is_file():
             return
-        parse = _csv_row if kind == "csv" else _json_row
+        parse = {"csv": _csv_row, "imagefolder": _table_row}.get(kind, _json_row)
         with path.open("rb") as file:
             for record, whole in _records(file, quotes=kind == "csv"):
                 try:
@@ -162,6 +187,15 @@ def _json_row(record: bytes, first: bool) -> str | None:
     return name
 
 
+def _table_row(record: bytes, first: bool) -> str:
+    row = json.loads(record.decode(errors="surrogateescape"))
+    # Others' tables have file names and texts; ours say how sure the model was.
+    if not (isinstance(row, dict) and TABLE_KEYS - {"tags"} <= row.keys() <= TABLE_KEYS):
+        raise ValueError
+    name: str = row["file_name"]
+    return name
+
+
 def _csv_row(record: bytes, first: bool) -> str | None:
     try:
         [row] = csv.reader([record.decode(errors="surrogateescape")], strict=True)
@@ -182,9 +216,9 @@ def _cut_off(record: bytes, kind: Kind, first: bool) -> bool:
     if kind == "csv":
         return not first or f"{','.join(HEADER)}\n".encode().startswith(record)
     try:
-        _json_row(record, first)
+        (_table_row if kind == "imagefolder" else _json_row)(record, first)
     except json.JSONDecodeError:
-        return record.startswith(JSON_START) or JSON_START.startswith(record)
+        return record.startswith(STARTS[kind]) or STARTS[kind].startswith(record)
     return True
 
 
@@ -199,14 +233,15 @@ def from_cell(cell: str) -> str:
 
 
 @contextmanager
-def output(path: Path | None, kind: Kind, standard: TextIO, *, go_on: bool, force: bool) -> Iterator[TextIO]:
+def output(path: Path | None, kind: Kind, standard: TextIO | None, *, go_on: bool, force: bool) -> Iterator[TextIO]:
     """Where results are written: `standard` without a `path`.
 
     go_on: after what an earlier run wrote there, at once; otherwise in place of it, when the block ends.
     force: also in place of a file that is not ours. Raises `ForeignFileError`.
     """
     if path is None or (path.exists() and not path.is_file()):  # a device or a pipe has nothing to lose
-        place: AbstractContextManager[TextIO] = nullcontext(standard) if path is None else _open(path, "w")
+        assert path or standard
+        place: AbstractContextManager[TextIO] = _open(path, "w") if path else nullcontext(standard or sys.stdout)
         with place as file:
             yield file
         return

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from app.decorative import is_decorative
 from model import images
 from model.config import PreprocessConfig, from_dict
 from model.errors import BrokenImage, ImageError, TooCostly, TooLarge, UnsupportedMedia, UnsupportedVariant
@@ -40,7 +41,7 @@ REPORT = struct.Struct(">Bii")  # what, process id or -1, the status it ended wi
 READY, FORK, REAP = range(3)
 # Between the server and a worker.
 REQUEST = struct.Struct(">QQ")  # bytes of the file, bytes of memory that decoding it may take
-REPLY = struct.Struct(">BBIId")  # outcome, index of the format, width, height, seconds; then an error's text
+REPLY = struct.Struct(">BBIId?")  # outcome, index of the format, width, height, seconds, decorative; an error's text
 DONE, FAILED = 0, 255  # outcomes; 1 and on are `ERRORS`
 ERRORS: tuple[type[ImageError], ...] = (BrokenImage, TooLarge, UnsupportedMedia, UnsupportedVariant, TooCostly)
 MAX_MESSAGE = 4096
@@ -91,7 +92,8 @@ def _warm_up(limits: Limits) -> None:
         profile = ImageCms.ImageCmsProfile(images.SRGB).tobytes()
         made: dict[str, Any] = {"exif": exif, "icc_profile": profile} if format not in ("GIF", "BMP") else {}
         Image.new("RGB", (16, 16)).save(buffer, format, **made, **options)
-        to_pixels(images.read(buffer.getvalue(), limits.max_pixels, limits.preprocess.size).image, limits.preprocess)
+        picture = images.read(buffer.getvalue(), limits.max_pixels, limits.preprocess.size)
+        is_decorative(to_pixels(picture.image, limits.preprocess), 100, 1)
     with contextlib.suppress(BrokenImage):  # nothing here writes one that is whole
         images.read(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", limits.max_pixels)
     for encoding in ("ascii", "latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-8", "cp1252"):
@@ -150,15 +152,16 @@ def _decode(shared: mmap.mmap, length: int, memory: int, limits: Limits) -> byte
         picture = images.read(shared[:length], limits.max_pixels, limits.preprocess.size, memory)
         pixels = to_pixels(picture.image, limits.preprocess)
         np.copyto(np.frombuffer(shared, np.uint8, pixels.size).reshape(pixels.shape), pixels)
+        bare = is_decorative(pixels, picture.width, picture.height)
         seconds = time.perf_counter() - start
-        return REPLY.pack(DONE, images.FORMATS.index(picture.format), picture.width, picture.height, seconds)
+        return REPLY.pack(DONE, images.FORMATS.index(picture.format), picture.width, picture.height, seconds, bare)
     except ERRORS as error:
         outcome, text = 1 + ERRORS.index(type(error)), str(error)
     except MemoryError:
         outcome, text = 1 + ERRORS.index(TooCostly), "the picture needs too much memory to decode"
     except Exception as error:
         outcome, text = FAILED, repr(error)
-    return REPLY.pack(outcome, 0, 0, 0, 0.0) + text.encode()[: MAX_MESSAGE - REPLY.size]
+    return REPLY.pack(outcome, 0, 0, 0, 0.0, False) + text.encode()[: MAX_MESSAGE - REPLY.size]
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ class Decoded:
     height: int
     format: str
     seconds: float  # that decoding took
+    decorative: bool = False  # see `app.decorative`
 
 
 @dataclass(eq=False, slots=True)
@@ -307,11 +308,11 @@ class Guard:
         self._fill()
 
     def _settle(self, worker: Worker, job: Job, reply: bytes) -> None:
-        outcome, format, width, height, seconds = REPLY.unpack_from(reply)
+        outcome, format, width, height, seconds, decorative = REPLY.unpack_from(reply)
         if outcome == DONE:
             side = self.preprocess.size
             pixels = np.frombuffer(worker.shared, np.uint8, 3 * side * side).reshape(side, side, 3).copy()
-            decoded = Decoded(pixels, width, height, FORMATS[format], seconds)
+            decoded = Decoded(pixels, width, height, FORMATS[format], seconds, decorative)
             if job.wanted:
                 job.future.set_result(decoded)
             return

@@ -37,12 +37,13 @@ LINGER = 5.0  # seconds that the lanes get at the end for work that nobody waits
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One picture's captions, best first, and the seconds it waited and its batch took."""
+    """One picture's captions, best first, its tags' probabilities, and the seconds it waited and its batch took."""
 
     captions: list[Caption]
     queue: float
     encode: float
     generate: float
+    tags: NDArray[np.float32]  # (G,), of `config.tags`
 
 
 @dataclass(eq=False, slots=True)
@@ -277,7 +278,8 @@ class Batcher:
         batch = [one.item for one in group]
         start = _begin(batch)
         try:
-            captions = lane.generate(_regions(group), *batch[0].wish)
+            regions = _regions(group)
+            captions, tags = lane.generate(regions, *batch[0].wish), self.engine.tags(regions)
             _check(captions, batch)
         except Exception as error:
             alone = self._one_by_one(batch, error)
@@ -294,7 +296,8 @@ class Batcher:
         with self._due:
             self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
         answers = [
-            Answer(mine, one.item.waited, one.seconds, seconds) for one, mine in zip(group, captions, strict=True)
+            Answer(mine, one.item.waited, one.seconds, seconds, its)
+            for one, mine, its in zip(group, captions, tags, strict=True)
         ]
         self._post(_succeed, batch, answers)
 

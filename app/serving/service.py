@@ -11,11 +11,12 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from starlette.requests import Request
 
+from app.alt import alt_text
 from app.errors import ClientGone, DeadlineExceeded, ServiceError, TooLarge
 from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
 from app.pictures.uploads import UploadMemory
-from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, caption_out, timing
+from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, captions_out, tags_out, timing
 from app.serving.batching import Answer, Batcher, Line
 from app.settings import Settings
 from model.runtime.engine import CaptionEngine
@@ -98,7 +99,9 @@ class CaptionService:
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.format).inc()
-        return await self.aside(self._response, decoded, waited, answer, request_id, started, large=params.explain)
+        return await self.aside(
+            self._response, decoded, waited, answer, params, request_id, started, large=params.explain
+        )
 
     async def aside(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:
         """What `make` returns; if it is large it is made in a thread, where it holds up nobody."""
@@ -117,9 +120,16 @@ class CaptionService:
         return decoded, max(time.perf_counter() - start - decoded.seconds, 0.0)
 
     def _response(
-        self, decoded: Decoded, waited: float, answer: Answer, request_id: str, started: float
+        self,
+        decoded: Decoded,
+        waited: float,
+        answer: Answer,
+        params: CaptionParams,
+        request_id: str,
+        started: float,
     ) -> CaptionResponse:
-        captions = [caption_out(caption) for caption in answer.captions]
+        config = self.engine.config
+        captions = captions_out(answer.captions, params.wording)
         queue = waited + answer.queue
         self.metrics.stage("queue", queue)
         total = time.perf_counter() - started
@@ -131,6 +141,10 @@ class CaptionService:
             image=ImageOut(width=decoded.width, height=decoded.height, format=decoded.format),
             timing_ms=timing(queue, decoded.seconds, answer.encode, answer.generate, total),
             request_id=request_id,
+            alt="" if decoded.decorative else alt_text(captions[0].text),
+            review=decoded.decorative or captions[0].confidence < config.review_below,
+            decorative=decoded.decorative,
+            tags=tags_out(config.tags, answer.tags, params.num_tags, params.wording),
         )
 
 

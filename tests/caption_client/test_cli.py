@@ -5,12 +5,16 @@ import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,13 +22,15 @@ from PIL import Image
 import caption_client
 from app import local
 from app.schemas import CaptionParams
-from caption_client import answers, cli, client, files
+from caption_client import answers, cli, client, dataset, files
 from caption_client.alt_text import AltText, Place, sidecar
 from caption_client.answers import Answer, Result
 from caption_client.client import CaptionClient, CaptionError
 from model.errors import CheckpointError
+from model.runtime.engine import Regions
 from tests.app.fakes import POISON, FakeEngine, FakeRegions
 from tests.caption_client.test_client import ANSWER
+from tests.page.live import serving
 from tests.pictures import plain
 
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 20)]
@@ -34,6 +40,7 @@ COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (120, 120, 20)]
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
     monkeypatch.setattr(local, "load_engine", lambda *_: engine)
+    monkeypatch.setattr(local, "is_decorative", lambda *_: False)  # which pictures of one colour are
     return engine
 
 
@@ -231,8 +238,122 @@ def test_write_alt_only_when_asked(
 
 @pytest.mark.usefixtures("engine")
 def test_write_alt_that_cannot_be_written_is_a_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([str(folder / "a.png"), "--write-alt", "xmp"]) == cli.FAILED
-    assert "only a JPEG" in capsys.readouterr().err
+    (folder / "a.jpg").write_bytes(plain(COLOURS[1], "JPEG"))
+    assert cli.main([str(folder / "a.png"), "--write-alt", "txt"]) == cli.FAILED
+    assert "a.jpg would have the same text file" in capsys.readouterr().err
+
+
+class Tagger(FakeEngine):
+    """It also knows how likely each picture is red, and green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = replace(self.config, tags=("red", "green", "blue"), review_below=0.99)
+
+    def tags(self, regions: Regions) -> NDArray[np.float32]:
+        assert isinstance(regions, FakeRegions)
+        return (regions.colours / 255).astype(np.float32)
+
+
+@pytest.fixture
+def tagger(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "load_engine", lambda *_: Tagger())
+
+
+@pytest.mark.usefixtures("tagger")
+def test_texts_to_train_on(folder: Path) -> None:
+    path = folder / "a.png"  # red
+    assert cli.main([str(path), "--write-alt", "txt", "--prefix", "photo: ", "--suffix", ", 4k", "--tags"]) == cli.OK
+    assert (folder / "a.txt").read_text() == f"photo: {said(COLOURS[0])}, 4k, red\n"
+    assert cli.main([str(path), "--write-alt", "sidecar", "--tags", "--min-tag", "0.05"]) == cli.OK
+    assert (folder / "a.png.txt").read_text() == f"{said(COLOURS[0])[:-1]}, red, green, blue\n"
+    assert cli.main([str(path), "--write-alt", "xmp", "--tags", "--metadata", "xmp,exif"]) == cli.OK
+    done = subprocess.run(
+        ["exiftool", "-s3", "-XMP-dc:Subject", "-XMP-dc:Description", "-IFD0:ImageDescription", path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["red", said(COLOURS[0]), said(COLOURS[0])]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_model_without_tags_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(folder / "a.png"), "--write-alt", "txt", "--tags"]) == cli.OK
+    assert "1 of 1 pictures got no tags: the model has none" in capsys.readouterr().err
+    assert (folder / "a.txt").read_text() == said(COLOURS[0]) + "\n"
+
+
+@pytest.mark.usefixtures("tagger")
+def test_json_has_what_the_service_says_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(folder / "a.png"), "--json"]) == cli.OK
+    row = json.loads(capsys.readouterr().out)
+    assert row["alt"] == said(COLOURS[0])
+    assert row["review"] is True
+    assert [tag["text"] for tag in row["tags"]] == ["red", "green", "blue"]
+
+
+def test_a_picture_that_shows_nothing_gets_no_alternative_text(
+    folder: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "is_decorative", lambda *_: True)
+    assert cli.main([str(folder / "a.png"), "--write-alt", "sidecar"]) == cli.OK
+    assert "1 of 1 pictures skipped: they show nothing" in capsys.readouterr().err
+    assert not (folder / "a.png.txt").exists()
+    assert cli.main([str(folder / "a.png"), "--write-alt", "txt"]) == cli.OK  # to train on, it is a caption
+    assert (folder / "a.txt").read_text() == said(COLOURS[0]) + "\n"
+
+
+def state(folder: Path) -> dict[Path, object]:
+    """All there is below a folder: bytes, and times of the last change."""
+    return {
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in (folder, *folder.rglob("*"))
+    }
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    "where", [["--write-alt", "xmp"], ["--write-alt", "txt"], ["--json", "-o", "out"], ["--parquet", "-o", "out"]]
+)
+def test_a_dry_run_changes_no_byte_and_no_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    for old in ("out", "a.txt"):
+        Path(old).write_text("")
+    before = state(folder)
+    for more in ([], ["--skip-existing"], ["--force"]):
+        assert cli.main([".", *where, "--dry-run", *more]) == cli.FAILED  # one is broken
+        out, err = capsys.readouterr()
+        assert state(folder) == before
+        assert said(COLOURS[1]) in out
+        assert "would be captioned" in err
+        if "xmp" in where:
+            assert "caption: would write b.JPG\n" in err
+            assert "caption: would write deep/c.webp\n" in err
+
+
+@pytest.mark.usefixtures("tagger")
+def test_the_summary_says_what_was_skipped_and_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "film.mov").touch()
+    (folder / "c.bmp").write_bytes(plain(COLOURS[2], "BMP"))
+    assert cli.main([str(folder / "a.png"), "--write-alt", "xmp"]) == cli.OK
+    path = folder / "b.JPG"
+    subprocess.run(["exiftool", "-q", "-overwrite_original", "-XMP-dc:Description=by hand", path], check=True)
+    capsys.readouterr()
+    assert cli.main([str(folder), "--write-alt", "xmp"]) == cli.FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "caption: left out, no pictures by their names: 1 .mov"
+    told = dict(itertools.pairwise(line.removeprefix("caption: ").strip() for line in lines))
+    assert told["1 of 5 pictures kept another text; --force replaces it:"] == str(path)
+    assert told["1 of 5 pictures do not carry it themselves, it is in an XMP file beside:"] == (
+        f"{folder}/c.bmp: its format carries no text"
+    )
+    assert told["4 of 5 pictures should be looked at: the model is not sure of them:"] == str(folder / "a.png")
+    assert "damaged" in told["1 of 5 pictures failed:"]
+    assert lines[-1] == "caption: 5 pictures: 4 captioned, 0 skipped, 1 failed"
+    assert cli.main([str(folder), "--write-alt", "xmp", "--skip-existing"]) == cli.FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert "caption: 4 of 5 pictures skipped: they have a caption already (--skip-existing):" in lines
+    assert lines[-1] == "caption: 5 pictures: 0 captioned, 4 skipped, 1 failed"
 
 
 def test_one_bad_picture_does_not_fail_its_batch(
@@ -281,9 +402,9 @@ def test_options_reach_the_engine(
     seen: list[object] = []
 
     class Engine(FakeEngine):
-        def caption(self, pixels: NDArray[np.uint8], search: object = None, explain: bool = False):  # type: ignore[no-untyped-def]
+        def generate(self, regions: FakeRegions, search: object = None, explain: bool = False):  # type: ignore[no-untyped-def, override]
             seen.append(search)
-            return super().caption(pixels, search, explain)  # type: ignore[arg-type]
+            return super().generate(regions, search, explain)  # type: ignore[arg-type]
 
     monkeypatch.setattr(local, "load_engine", lambda *given: seen.append(given) or Engine())
     options = ["--strategy", "sample", "--temperature", "0.7", "--top-p", "0.9", "--seed", "3", "--max-length", "9"]
@@ -331,6 +452,71 @@ def test_server(folder: Path, server: type[FakeServer], capsys: pytest.CaptureFi
     assert f"{folder}/gone.png: No such file or directory" in err
     # In requests of at most what the server takes; what was not given is the server's to choose.
     assert server.asked == [(2, {"num_captions": 1}), (2, {"num_captions": 1}), (0, {"num_captions": 1})]
+
+
+def test_many_pictures_are_split_and_few_requests_are_in_flight(folder: Path) -> None:
+    lock, inside, most = threading.Lock(), 0, 0
+    together = threading.Barrier(cli.REQUESTS)
+
+    class Counting(FakeServer):
+        def captions(self, pictures: Iterable[object], **params: object) -> list[Result]:
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            together.wait(60)  # as many as may be are here at once
+            with lock:
+                inside -= 1
+            return super().captions(pictures, **params)
+
+    FakeServer.asked, FakeServer.fails = [], None
+    names = [str(folder / "a.png")] * (16 * cli.REQUESTS * 3)
+    outcomes = list(cli.at_server(iter(names), Counting(), {}, 16))
+    assert [outcome.name for outcome in outcomes] == names
+    assert [size for size, _ in FakeServer.asked] == [16] * (3 * cli.REQUESTS)
+    assert most == cli.REQUESTS
+
+
+# The command, which is killed while it writes its 20th row.
+DYING = """
+import os, signal
+from caption_client import cli
+
+def write(self, outcome, row, written=[], right=cli._Writer.write):
+    written.append(outcome)
+    if len(written) == 20:
+        print('{"', end="", file=self.file, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    right(self, outcome, row)
+
+cli._Writer.write = write
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["json", "imagefolder", "parquet"])
+def test_a_killed_run_goes_on_and_writes_nothing_twice(tmp_path: Path, kind: str) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(40):
+        (pictures / f"{n:02}.png").write_bytes(plain((200, 20, n)))
+    out = pictures / "out"
+    environment = {**os.environ, "NO_PROXY": "*"}
+    with serving(FakeEngine()) as url:
+        options = ["--server", url, str(pictures), f"--{kind}", "-o", str(out), "--skip-existing"]
+        killed = subprocess.run([sys.executable, "-c", DYING, *options], env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert (dataset.journal(out) if kind == "parquet" else out).read_bytes().count(b"\n") == 19
+        done = subprocess.run([sys.executable, "-m", "caption_client", *options], env=environment, check=False)
+    assert done.returncode == cli.OK
+    if kind == "parquet":
+        names = pyarrow.parquet.read_table(out).column("file_name").to_pylist()
+    else:
+        names = [
+            Path(row.get("path") or row["file_name"]).name for row in map(json.loads, out.read_text().splitlines())
+        ]
+    assert names == [f"{n:02}.png" for n in range(40)]
+    assert sorted(os.listdir(pictures)) == [*names, "out"]
 
 
 @pytest.mark.parametrize(
@@ -416,7 +602,10 @@ def test_what_cannot_start_is_one_line(
     "arguments",
     [
         ["a.png", "--skip-existing"], ["a.png", "--output", "x"], ["a.png", "--json", "--csv"], ["a.png", "-n", "6"],
-        ["a.png", "--temperature", "0"], ["-", "--write-alt", "sidecar"], [],
+        ["a.png", "--temperature", "0"], ["-", "--write-alt", "sidecar"], [], ["--watch", "/"],
+        ["--watch", "/no/such", "--write-alt", "txt"], ["a.png", "--watch", "/", "--write-alt", "txt"],
+        ["a.png", "--parquet"], ["a.png", "--prefix", "x"], ["a.png", "--write-alt", "xmp", "--metadata", "xmp,mp3"],
+        ["a.png", "--write-alt", "xmp", "--prefix", "x"], ["a.png", "--min-tag", "2"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -439,7 +628,7 @@ def test_interruption_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "caption", interrupt)
+    monkeypatch.setattr(engine, "generate", interrupt)
     assert cli.main([str(folder)]) == cli.INTERRUPTED
     assert "--skip-existing goes on from here" in capsys.readouterr().err
 

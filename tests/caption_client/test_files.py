@@ -11,6 +11,7 @@ import pytest
 
 from caption_client import files
 from caption_client.files import Done, ForeignFileError, Kind
+from model import images
 
 
 def test_what_is_not_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +38,21 @@ def test_what_is_not_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_suffix_of_a_picture_is_found(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     assert list(files.find([str(tmp_path)])) == [f"{tmp_path}/{name}"]
+
+
+def test_folders_are_searched_for_what_the_service_reads() -> None:
+    """One list would need the client in the service, or the service in the client."""
+    assert set(files.SUFFIXES) == set(images.SUFFIXES)
+    assert not set(files.SUFFIXES) & set(files.RAW)
+
+
+def test_what_is_no_picture_by_its_name_is_told(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.jpg.txt", "a.xmp", "b.CR3", "film.mov", ".hidden.mov"):
+        (tmp_path / name).touch()
+    others: list[str] = []
+    assert list(files.find([str(tmp_path)], no_picture=others.append)) == [f"{tmp_path}/a.jpg"]
+    assert others == [f"{tmp_path}/b.CR3", f"{tmp_path}/film.mov"]
+    assert list(files.find([str(tmp_path)], suffixes=files.RAW)) == [f"{tmp_path}/b.CR3"]
 
 
 def test_replacing_keeps_links_and_permissions(tmp_path: Path) -> None:

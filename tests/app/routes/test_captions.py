@@ -75,24 +75,24 @@ def test_reasons_are_written_while_the_event_loop_goes_on(engine: FakeEngine, mo
     async def test() -> None:
         loop = asyncio.get_running_loop()
 
-        def once_the_loop_has_turned(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-            def wait(value: Any) -> Any:
+        def once_the_loop_has_turned(make: Callable[..., Any]) -> Callable[..., Any]:
+            def wait(*values: Any) -> Any:
                 turned = threading.Event()
                 loop.call_soon_threadsafe(turned.set)
                 assert turned.wait(60), "the loop is held up"
                 waited.append(make.__name__)
-                return make(value)
+                return make(*values)
 
             return wait
 
-        monkeypatch.setattr(service, "caption_out", once_the_loop_has_turned(service.caption_out))
+        monkeypatch.setattr(service, "captions_out", once_the_loop_has_turned(service.captions_out))
         monkeypatch.setattr(routes, "_json", once_the_loop_has_turned(routes._json))
         async with running(create_app(Settings(), engine)) as app:
             reply = await call(app, "/captions?explain=true", body(part * 3 + b"--b--\r\n"), boundary)
         CaptionsResponse.model_validate_json(reply.body)
 
     asyncio.run(test())
-    assert sorted(waited) == ["_json"] * 3 + ["caption_out"] * 3
+    assert sorted(waited) == ["_json"] * 3 + ["captions_out"] * 3
 
 
 def test_a_raw_body_is_not_enough(client: TestClient) -> None:
