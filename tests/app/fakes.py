@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import images
+from app.decorative import is_decorative
 from app.guard import Decoded, Guard
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
@@ -119,7 +120,8 @@ class FakeGuard(Guard):
     def _decode(self, data: bytes) -> Decoded:
         picture = images.read(data, self.max_pixels, self.preprocess.size)
         pixels = to_pixels(picture.image, self.preprocess)
-        return Decoded(pixels, picture.width, picture.height, picture.format, 0.001)
+        bare = is_decorative(pixels, picture.width, picture.height)
+        return Decoded(pixels, picture.width, picture.height, picture.format, 0.001, bare)
 
 
 def close(colour: NDArray[np.int64], other: tuple[int, int, int]) -> bool:
