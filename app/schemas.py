@@ -49,6 +49,17 @@ class CaptionParams(BaseModel):
     max_length: int | None = Field(
         None, ge=1, le=MAX_LENGTH, description="Most words of a caption. Default: the model's."
     )
+    min_length: int | None = Field(
+        None, ge=0, le=MAX_LENGTH, description="Fewest words of a caption. Default: the model's."
+    )
+    avoid: str | None = Field(
+        None,
+        max_length=2000,
+        description="Words that no caption has, between commas: `dog,hot dog`. Other forms of a word are other words.",
+    )
+    start_with: str | None = Field(
+        None, max_length=500, description="Words that every caption begins with: `a photo of`."
+    )
     strategy: Strategy | None = Field(
         None, description="`beam` finds the most probable caption, `sample` draws. Default: the model's."
     )
@@ -84,8 +95,14 @@ class CaptionParams(BaseModel):
     )
 
     def search(self, default: SearchConfig) -> SearchConfig:
-        """These parameters over the model's `default`."""
+        """These parameters over the model's `default`; raises `ConfigError` for those that do not go together."""
         given = self.model_dump(exclude_none=True, exclude=_NOT_SEARCHED)
+        if self.avoid is not None:
+            given["avoid"] = tuple(words.strip() for words in self.avoid.split(",") if words.strip())
+        if self.start_with is not None:
+            given["start_with"] = self.start_with.strip()
+        if "max_length" in given and "min_length" not in given:
+            given["min_length"] = min(default.min_length, given["max_length"])
         config = replace(default, **given)
         if config.strategy == "beam":
             # As many captions need as many beams. Sampling's settings mean nothing here: equal ones share a batch.

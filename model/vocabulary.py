@@ -81,6 +81,11 @@ def runs_of(text: str) -> list[str]:
     return _patterns()[1].findall(_tidy(text))
 
 
+def is_spaceless(letter: str) -> bool:
+    """Whether a letter is of a script without spaces between words."""
+    return _SPACELESS_LETTER.match(letter) is not None
+
+
 def _tidy(text: str) -> str:
     return unicodedata.normalize("NFC", text.lower().translate(_UNSEEN)).replace("’", "'")
 
