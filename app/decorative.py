@@ -19,7 +19,7 @@ LONG = 4  # times as long as wide, or as wide as long: what rules are
 
 
 def is_decorative(pixels: NDArray[np.uint8], width: int, height: int) -> bool:
-    """Whether a picture, (size, size, 3) RGB as the encoder gets it, shows nothing. width and height: the file's own."""
+    """Whether (size, size, 3) RGB, as the encoder gets it, shows nothing. width and height: the file's own."""
     edges, structure = measures(pixels, bar=max(width, height) >= LONG * min(width, height))
     return edges < LEAST_EDGES or structure < LEAST_STRUCTURE
 

@@ -87,8 +87,8 @@ class CaptionParams(BaseModel):
     explain: bool = Field(False, description="Say for each word what it nearly was and what the model looked at.")
     wording: Wording = Field(
         "as-said",
-        description="`gender-neutral`: 'a person' and 'their' for what an English caption guesses about gender; captions "
-        "that are the same then come once. Tokens stay what the model said.",
+        description="`gender-neutral`: 'a person' and 'their' for what an English caption guesses about gender; "
+        "captions that are the same then come once. Tokens stay what the model said.",
     )
     num_tags: int = Field(
         TAGS, ge=0, le=MAX_TAGS, description="Most tags to return, of a model that has tags; 0 for none."

@@ -36,7 +36,8 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     """From a step graph, the search of the captions of B pictures with K live hypotheses each.
 
     In: what the encoder graph gives that the step reads at every step; start (B, S), all layers' first state; limit and
-    shortest, the most words of a caption and the fewest, 1 or more; length_penalty; wanted, how many captions have to end; count, which is `considered(K)`.
+    shortest, the most words of a caption and the fewest, 1 or more; length_penalty; wanted, how many captions have to
+    end; count, which is `considered(K)`.
     Out: scores (B, K), best first, -inf in an empty place, and captions (B, K, 2, T), padded with `PAD`.
     """
     B, K, block_ngram = shape

@@ -20,6 +20,7 @@ from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
 from model.preprocess import to_pixels
 from model.runtime.engine import CaptionEngine, Lane, Regions
+from model.vocabulary import SPECIAL, Vocabulary
 
 WORDS = ("red", "green", "blue", "big", "small", "old", "young", "wet", "dry", "fast", "slow", "dark", "light",
          "near", "far", "round")  # fmt: skip
@@ -72,6 +73,7 @@ class FakeEngine(CaptionEngine):
         self._lanes: Sequence[Lane] = [FakeLane(self) for _ in range(lanes)] or [self]
         self.gains_from_batches = not lanes
         self.config = ModelConfig(name="fake", version="1", search=SearchConfig(beam_size=3, max_length=20))
+        self.vocabulary = Vocabulary((*SPECIAL, *WORDS))
         self.card = {"data": "none", "metrics": {"bleu4": 0.0}}
         self.on_batch = on_batch
         self.batches: list[int] = []

@@ -137,6 +137,41 @@ def test_captions_that_are_one_in_neutral_words_come_once(client: TestClient, en
     assert only["confidence"] == pytest.approx(0.8)
 
 
+def test_words_to_keep_to_reach_the_engine(client: TestClient, engine: Engine) -> None:
+    seen: list[SearchConfig | None] = []
+    generate = engine.generate
+
+    def watched(regions: Regions, search: SearchConfig | None = None, explain: bool = False) -> list[list[Caption]]:
+        seen.append(search)
+        return generate(regions, search, explain)
+
+    engine.generate = watched  # type: ignore[method-assign]
+    post(client, "min_length=3&avoid=big, old ,small round,&start_with= red ")
+    post(client, "avoid=&start_with=&max_length=4")
+    own = engine.config.search
+    assert seen == [
+        replace(own, min_length=3, avoid=("big", "old", "small round"), start_with="red"),
+        replace(own, max_length=4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("avoid=red,zebra", "avoid: the model does not know the word 'zebra'"),
+        ("start_with=red zebra", "start_with: the model does not know the word 'zebra'"),
+        ("start_with=red&avoid=red", "start_with says 'red', which is to be avoided"),
+        ("start_with=red red red&max_length=2", "start_with has 3 tokens, and captions have 2 at most"),
+        ("min_length=9&max_length=8", "min_length must be 0 to max_length, which is 8"),
+    ],
+)
+def test_words_that_no_caption_can_keep_to_are_refused(client: TestClient, query: str, detail: str) -> None:
+    for path, files in (("/caption", {"image": ("a", scene())}), ("/captions", {"images": ("a", scene())})):
+        answer = client.post(f"{path}?{query}", files=files)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_parameter")
+        assert answer.json()["detail"] == detail
+
+
 @pytest.mark.parametrize("query", ["wording=rude", "num_tags=-1", "num_tags=51", "num_tags=some"])
 def test_impossible_wishes_are_refused(client: TestClient, query: str) -> None:
     answer = client.post(f"/caption?{query}", content=scene(), headers={"content-type": "image/png"})

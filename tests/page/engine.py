@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
 from model.runtime.engine import CaptionEngine, Regions
+from model.vocabulary import SPECIAL, Vocabulary
 
 SENTENCES = (
     "a brown dog leaps to catch a red ball on the beach",
@@ -48,6 +49,7 @@ class FakeEngine(CaptionEngine):
     def __init__(self) -> None:
         # Sentences are 60 to 70 % sure; those about a train are not sure enough.
         self.config = ModelConfig(name="fake", version="1", tags=TAGS, review_below=0.56)
+        self.vocabulary = Vocabulary((*SPECIAL, *dict.fromkeys(" ".join(("a photo of woman", *SENTENCES)).split())))
         self.card = {"data": "none"}
 
     def encode(self, pixels: NDArray[np.uint8]) -> FakeRegions:

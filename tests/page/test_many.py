@@ -13,20 +13,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from tests.page.conftest import Opened
 from tests.page.engine import FakeEngine
 from tests.page.live import serving
-from tests.page.test_page import (  # noqa: F401  (fixtures)
-    BLUE,
-    RED,
-    Opened,
-    browser,
-    drop_in,
-    opened,
-    picture,
-    serious,
-    upload,
-    url,
-)
+from tests.page.test_page import BLUE, RED, drop_in, picture, serious, upload
 from tests.training.shapes import draw_pair
 
 AT_ONCE = 4
@@ -34,7 +24,7 @@ MANY = 200
 
 
 def scene(shade: int) -> bytes:
-    """A picture that shows something, nearly grey: of the dark ones the engine says a cat, of the light ones a train."""
+    """A picture that shows something, in grey: of the dark ones the engine says a cat, of the light ones a train."""
     drawn = np.asarray(draw_pair(random.Random(0), 96)[0].convert("L"), np.float64)
     file = io.BytesIO()
     Image.fromarray((drawn / 255 * 90 + shade).astype(np.uint8)).save(file, "PNG")
@@ -175,7 +165,7 @@ def test_a_folder_without_pictures_is_told(opened: Opened, tmp_path: Path) -> No
     expect(page.get_by_role("status")).to_have_text("There is no picture in it.")
 
 
-def test_it_goes_on_when_the_service_is_back(browser: Browser) -> None:  # noqa: F811
+def test_it_goes_on_when_the_service_is_back(browser: Browser) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     page = browser.new_page()
