@@ -302,12 +302,15 @@ def _forbidden(xp: Any, history: Array, t: int, config: SearchConfig, constraint
     never += [ids[0] for ids in constraints.avoid if len(ids) == 1]
     never += constraints.no_continuing if t == len(constraints.start) else ()
     words = xp.broadcast_to(xp.asarray(never, dtype=xp.int64, device=device), (B, K, len(never)))
+    lasts = []
     for *first, last in (ids for ids in constraints.avoid if 1 < len(ids) <= t + 1):
         # Several tokens in a row: where all but the last were just said.
         said = xp.ones((B, K), dtype=xp.bool, device=device)
         for i, word in enumerate(first):
             said = said & (history[:, :, t - len(first) + i] == word)
-        words = xp.concat([words, xp.where(said, last, PAD)[:, :, None]], axis=-1)
+        lasts.append(xp.where(said, last, PAD))
+    if lasts:
+        words = xp.concat([words, xp.stack(lasts, axis=-1)], axis=-1)
     n = config.block_ngram
     if not n or t < n:
         return words

@@ -162,6 +162,7 @@ def test_words_to_keep_to_reach_the_engine(client: TestClient, engine: Engine) -
         ("start_with=red zebra", "start_with: the model does not know the word 'zebra'"),
         ("start_with=red&avoid=red", "start_with says 'red', which is to be avoided"),
         ("start_with=red red red&max_length=2", "start_with has 3 tokens, and captions have 2 at most"),
+        ("avoid=" + "red," * 101, "avoid must have 100 entries at most"),
         ("min_length=9&max_length=8", "min_length must be 0 to max_length, which is 8"),
     ],
 )
