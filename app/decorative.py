@@ -1,9 +1,9 @@
 """Tells pictures that show nothing: blank ones, gradients, rules and lines, noise.
 
-Two plain measures on means of 8 x 8 pixels of a colour. Edges: how much they differ from cell to cell when what each
-row and each column have in common is taken away, which is all of a blank picture, of a gradient or of stripes; of a
-picture four times as long as wide also one bar, which is all of a rule. Structure: how much of the pixels' spread the
-means keep; of noise they keep an eighth.
+Two plain measures on the mean colours of 30 x 30 cells of the picture, 8 x 8 pixels each where a model's input has
+240 x 240. Edges: how much they differ from cell to cell when what each row and each column have in common is taken
+away, which is all of a blank picture, of a gradient or of stripes; of a picture four times as long as wide also one
+bar, which is all of a rule. Structure: how much of the pixels' spread the means keep; of noise they keep an eighth.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-CELL = 8  # pixels, of a side
+CELLS = 30  # of a side, about
 LEAST_EDGES = 8.0  # grey levels, of 255
 LEAST_STRUCTURE = 0.3  # of 1
 LONG = 4  # times as long as wide, or as wide as long: what rules are
 
 
 def is_decorative(pixels: NDArray[np.uint8], width: int, height: int) -> bool:
-    """Whether a picture, (size, size, 3) RGB as the encoder gets it, shows nothing. width and height: the file's own."""
+    """Whether (size, size, 3) RGB, as the encoder gets it, shows nothing. width and height: the file's own."""
     edges, structure = measures(pixels, bar=max(width, height) >= LONG * min(width, height))
     return edges < LEAST_EDGES or structure < LEAST_STRUCTURE
 
 
 def measures(pixels: NDArray[np.uint8], bar: bool = False) -> tuple[float, float]:
     """Edges, in grey levels, and structure, from 0 to 1, of (size, size, 3) RGB; without those of one `bar`."""
-    cells = np.asarray(Image.fromarray(pixels).reduce(CELL), np.float32).transpose(2, 0, 1).copy()  # (3, rows, columns)
+    small = Image.fromarray(pixels).reduce(max(len(pixels) // CELLS, 1))
+    cells = np.asarray(small, np.float32).transpose(2, 0, 1).copy()  # (3, rows, columns)
     spread = float(pixels[::4, ::4, 1].std())  # of green, which weighs most
     structure = float(cells[1].std()) / spread if spread else 0.0
     cells -= cells.mean(2, keepdims=True)

@@ -80,7 +80,7 @@ def outcomes(
                     yield Outcome(name, [], image, "the model failed on this picture")
                     continue
                 bare = is_decorative(pixels, image.width, image.height)
-                review = bare or captions[0].confidence < engine.config.review_below
+                review = bare or captions[0].reliability < engine.config.review_below
                 alt = "" if bare else alt_text(captions[0].text)
                 yield Outcome(name, captions, image, None, alt, review, bare, tags)
     finally:

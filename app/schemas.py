@@ -49,6 +49,17 @@ class CaptionParams(BaseModel):
     max_length: int | None = Field(
         None, ge=1, le=MAX_LENGTH, description="Most words of a caption. Default: the model's."
     )
+    min_length: int | None = Field(
+        None, ge=0, le=MAX_LENGTH, description="Fewest words of a caption. Default: the model's."
+    )
+    avoid: str | None = Field(
+        None,
+        max_length=2000,
+        description="Words that no caption has, between commas: `dog,hot dog`. Other forms of a word are other words.",
+    )
+    start_with: str | None = Field(
+        None, max_length=500, description="Words that every caption begins with: `a photo of`."
+    )
     strategy: Strategy | None = Field(
         None, description="`beam` finds the most probable caption, `sample` draws. Default: the model's."
     )
@@ -76,16 +87,22 @@ class CaptionParams(BaseModel):
     explain: bool = Field(False, description="Say for each word what it nearly was and what the model looked at.")
     wording: Wording = Field(
         "as-said",
-        description="`gender-neutral`: 'a person' and 'their' for what an English caption guesses about gender; captions "
-        "that are the same then come once. Tokens stay what the model said.",
+        description="`gender-neutral`: 'a person' and 'their' for what an English caption guesses about gender; "
+        "captions that are the same then come once. Tokens stay what the model said.",
     )
     num_tags: int = Field(
         TAGS, ge=0, le=MAX_TAGS, description="Most tags to return, of a model that has tags; 0 for none."
     )
 
     def search(self, default: SearchConfig) -> SearchConfig:
-        """These parameters over the model's `default`."""
+        """These parameters over the model's `default`; raises `ConfigError` for those that do not go together."""
         given = self.model_dump(exclude_none=True, exclude=_NOT_SEARCHED)
+        if self.avoid is not None:
+            given["avoid"] = tuple(words.strip() for words in self.avoid.split(",") if words.strip())
+        if self.start_with is not None:
+            given["start_with"] = self.start_with.strip()
+        if "max_length" in given and "min_length" not in given:
+            given["min_length"] = min(default.min_length, given["max_length"])
         config = replace(default, **given)
         if config.strategy == "beam":
             # As many captions need as many beams. Sampling's settings mean nothing here: equal ones share a batch.
@@ -146,6 +163,13 @@ class CaptionOut(BaseModel):
     confidence: float = Field(ge=0, le=1, description="Geometric mean of the tokens' probabilities.")
     log_probability: float = Field(le=0, description="Natural logarithm of the product of the tokens' probabilities.")
     tokens: list[TokenOut]
+    support: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Probability, by the model's tags, that all things the caption names are there; null where it names "
+        "none that the tags know, or the model has no tags.",
+    )
 
 
 class TagOut(BaseModel):
@@ -198,8 +222,8 @@ class CaptionResponse(BaseModel):
     )
     review: bool = Field(
         False,
-        description="Whether a person should look at it: the confidence is below what the model's makers chose, or the "
-        "picture shows nothing.",
+        description="Whether a person should look at it: the best caption's support (its confidence, where it has none) "
+        "is below what the model's makers chose, or the picture shows nothing.",
     )
     decorative: bool = Field(
         False, description="Whether the picture shows nothing: it is blank, a gradient, a rule or noise."
@@ -261,6 +285,7 @@ def caption_out(caption: Caption, wording: Wording = "as-said") -> CaptionOut:
         # A probability rounded above 1 in float32 must not make a logarithm above 0.
         log_probability=min(caption.log_probability, 0.0),
         tokens=[_token_out(token) for token in caption.tokens],
+        support=caption.support,
     )
 
 

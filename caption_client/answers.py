@@ -41,12 +41,16 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One sentence about the picture; `confidence` is the geometric mean of its tokens' probabilities."""
+    """One sentence about the picture; `confidence` is the geometric mean of its tokens' probabilities.
+
+    support: probability that all things it names are there; None where the model cannot tell.
+    """
 
     text: str
     confidence: float
     log_probability: float
     tokens: list[Token]
+    support: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ Strategy = Literal["beam", "sample"]
 MAX_BEAM_SIZE = 10
 MAX_CAPTIONS = 5
 MAX_LENGTH = 50
+MAX_AVOIDED = 100
 # Sampling at the lower ends is greedy already; below them float32 cannot hold what is divided or compared.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 10.0
 MIN_TOP_P = 1e-6
@@ -73,6 +74,9 @@ class SearchConfig:
     temperature: float = 1.0  # sampling only
     top_p: float = 1.0  # sampling only
     seed: int | None = None  # sampling only, every picture's; None: a fresh one for each picture
+    min_length: int = 0  # tokens, the end not counted
+    avoid: tuple[str, ...] = ()  # words, or words in a row, that no caption has; `MAX_AVOIDED` of them
+    start_with: str = ""  # the words that every caption begins with
 
     def __post_init__(self) -> None:
         _check(self.strategy in ("beam", "sample"), f"strategy must be beam or sample, not {self.strategy!r}")
@@ -88,6 +92,11 @@ class SearchConfig:
         )
         _check(MIN_TOP_P <= self.top_p <= 1, f"top_p must be {MIN_TOP_P:g} to 1")
         _check(self.seed is None or self.seed >= 0, "seed must be 0 or more")
+        _check(
+            0 <= self.min_length <= self.max_length,
+            f"min_length must be 0 to max_length, which is {self.max_length}",
+        )
+        _check(len(self.avoid) <= MAX_AVOIDED, f"avoid must have {MAX_AVOIDED} entries at most")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import array_api_compat
 import numpy as np
 
 from model.config import SearchConfig
+from model.constraints import FREE, Constraints
 from model.vocabulary import END, PAD, START, UNKNOWN
 
 Array = Any  # a NumPy array or a torch tensor
@@ -98,14 +99,19 @@ class Hypothesis:
         return float(sum(self.log_probabilities))
 
 
-def search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]]:
-    """For each picture `config.num_captions` distinct hypotheses, best first."""
+def search(stepper: Stepper, config: SearchConfig, constraints: Constraints = FREE) -> list[list[Hypothesis]]:
+    """For each picture `config.num_captions` distinct hypotheses, best first.
+
+    constraints: `Constraints.of` the config, which has words where a search needs tokens.
+    """
+    if (config.avoid or config.start_with) and constraints == FREE:
+        raise ValueError("a search with words to avoid or to start with needs their tokens")
     if config.strategy == "sample":
-        return _sample_distinct(stepper, config)
-    return beam_search(stepper, config)
+        return _sample_distinct(stepper, config, constraints)
+    return beam_search(stepper, config, constraints)
 
 
-def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]]:
+def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints = FREE) -> list[list[Hypothesis]]:
     """The best captions found with `beam_size` live hypotheses a picture (1 is greedy search).
 
     Ranked by log-probability / tokens ** length_penalty (Wu et al. 2016, with a plain power), the end
@@ -115,7 +121,8 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     picture is finished when `num_captions` places are settled. So, of as many live hypotheses, the search
     for one caption finds the first of those that the search for several finds, and so on.
     At `max_length` words only the end may follow, at its true probability, so every caption is a
-    whole sequence of the model. Finished pictures leave the batch.
+    whole sequence of the model, and so is every one that is made to start with some words, which come at
+    their true probabilities too. Finished pictures leave the batch.
     """
     K = live_hypotheses(config)
     C = considered(K)
@@ -137,7 +144,7 @@ def beam_search(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]
     found: list[tuple[Array, Done]] = []  # finished pictures: their places, and what they ended with
 
     for t in range(T):
-        forbidden = _forbidden(xp, history, t, config)
+        forbidden = _forbidden(xp, history, t, config, constraints)
         best = best_candidates(stepper.step(words, parent), scores, forbidden, C)
         ended = best.words == END
         length = float(t + 1) ** config.length_penalty
@@ -196,12 +203,12 @@ def considered(K: int) -> int:
     return 2 * K if K > 1 else 1
 
 
-def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypothesis]]:
+def _sample_distinct(stepper: Stepper, config: SearchConfig, constraints: Constraints) -> list[list[Hypothesis]]:
     """Sampled captions, distinct, ranked by log-probability a token; rare gaps are filled by beam search."""
     seeds = [np.random.SeedSequence(config.seed) for _ in range(stepper.batch)]  # of None: each a fresh one
     found: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in seeds]
     for round in zip(*(seed.spawn(_SAMPLING_ROUNDS) for seed in seeds), strict=True):
-        for mine, drawn in zip(found, sample(stepper, config, config.num_captions, round), strict=True):
+        for mine, drawn in zip(found, sample(stepper, config, config.num_captions, round, constraints), strict=True):
             for hypothesis in drawn:
                 if len(mine) < config.num_captions:
                     mine.setdefault(hypothesis.words, hypothesis)
@@ -209,7 +216,7 @@ def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypoth
             break
     else:
         # A very sure model, or a tiny top_p, draws the same captions again and again.
-        for mine, beam in zip(found, beam_search(stepper, config), strict=True):
+        for mine, beam in zip(found, beam_search(stepper, config, constraints), strict=True):
             for hypothesis in beam:
                 if len(mine) < config.num_captions:
                     mine.setdefault(hypothesis.words, hypothesis)
@@ -217,7 +224,11 @@ def _sample_distinct(stepper: Stepper, config: SearchConfig) -> list[list[Hypoth
 
 
 def sample(
-    stepper: Stepper, config: SearchConfig, count: int, seeds: Sequence[np.random.SeedSequence]
+    stepper: Stepper,
+    config: SearchConfig,
+    count: int,
+    seeds: Sequence[np.random.SeedSequence],
+    constraints: Constraints = FREE,
 ) -> list[list[Hypothesis]]:
     """`count` captions a picture drawn word by word from the `top_p` nucleus (Holtzman et al. 2020).
 
@@ -237,7 +248,7 @@ def sample(
     finished = xp.zeros((B, count), dtype=xp.bool, device=device)
     same = xp.broadcast_to(xp.arange(count, dtype=xp.int64, device=device), (B, count))
     for t in range(config.max_length + 1):
-        _forbid(xp, log_probs, _forbidden(xp, history, t, config))
+        _forbid(xp, log_probs, _forbidden(xp, history, t, config, constraints))
         draw = np.stack([stream.random(count) for stream in streams])
         draw = xp.asarray(draw, dtype=log_probs.dtype, device=device)
         word = _draw(xp, log_probs / config.temperature, config.top_p, draw)
@@ -256,37 +267,51 @@ def sample(
     return _collect([(every, Done(scores, history, history_lp))], B, count)
 
 
-def best_candidates(log_probs: Array, scores: Array, forbidden: Array | None, count: int) -> Candidates:
+def best_candidates(log_probs: Array, scores: Array, forbidden: Array | int, count: int) -> Candidates:
     """The `count` best of all hypotheses, each extended by every word that may follow it.
 
     log_probs: (B, K, V), overwritten. scores: (B, K), log-probabilities so far. forbidden: (B, K, F),
-    words that may not follow; None where only the end may. Fewer than `count` where there are not as many.
+    words that may not follow; an int where only that word may. Fewer than `count` where there are not as many.
     """
     xp = array_api_compat.array_namespace(log_probs)
     B, K, V = log_probs.shape
     rows = xp.arange(B, device=array_api_compat.device(log_probs))[:, None]
-    if forbidden is None:
-        log_probs, V = log_probs[:, :, END : END + 1], 1
+    if isinstance(forbidden, int):
+        log_probs, V = log_probs[:, :, forbidden : forbidden + 1], 1
     else:
         _forbid(xp, log_probs, forbidden)
     flat = xp.reshape(scores[:, :, None] + log_probs, (B, -1))
     top, index = _top_k(flat, min(count, K * V))
-    words = xp.full_like(index, END) if forbidden is None else index % V
+    words = xp.full_like(index, forbidden) if isinstance(forbidden, int) else index % V
     parents = index // V
     return Candidates(top, parents, words, xp.reshape(log_probs, (B, -1))[rows, index])
 
 
-def _forbidden(xp: Any, history: Array, t: int, config: SearchConfig) -> Array | None:
-    """(B, K, F), what must not follow: special words, an end at once, a repeated n-gram.
+def _forbidden(xp: Any, history: Array, t: int, config: SearchConfig, constraints: Constraints) -> Array | int:
+    """(B, K, F), what must not follow: special words, an end too soon, what is to be avoided, a repeated n-gram.
 
-    None at the limit: nothing but the end may follow.
+    An int where nothing but that word may follow: a word to start with, and at the limit the end.
     """
+    if t < len(constraints.start):
+        return constraints.start[t]
     if t == config.max_length:
-        return None
+        return END
     B, K, _ = history.shape
     device = array_api_compat.device(history)
-    never = [PAD, START, UNKNOWN] if t else [PAD, START, UNKNOWN, END]
+    shortest = max(config.min_length, 1)
+    never = [PAD, START, UNKNOWN, END] if t < shortest else [PAD, START, UNKNOWN]
+    never += [ids[0] for ids in constraints.avoid if len(ids) == 1]
+    never += constraints.no_continuing if t == len(constraints.start) else ()
     words = xp.broadcast_to(xp.asarray(never, dtype=xp.int64, device=device), (B, K, len(never)))
+    lasts = []
+    for *first, last in (ids for ids in constraints.avoid if 1 < len(ids) <= t + 1):
+        # Several tokens in a row: where all but the last were just said.
+        said = xp.ones((B, K), dtype=xp.bool, device=device)
+        for i, word in enumerate(first):
+            said = said & (history[:, :, t - len(first) + i] == word)
+        lasts.append(xp.where(said, last, PAD))
+    if lasts:
+        words = xp.concat([words, xp.stack(lasts, axis=-1)], axis=-1)
     n = config.block_ngram
     if not n or t < n:
         return words
@@ -301,11 +326,11 @@ def _forbidden(xp: Any, history: Array, t: int, config: SearchConfig) -> Array |
     return xp.concat([words, followers], axis=-1)
 
 
-def _forbid(xp: Any, log_probs: Array, forbidden: Array | None) -> None:
-    """Give -inf, in place, to the words (B, K, F) of (B, K, V); None: to all but the end."""
-    if forbidden is None:
-        log_probs[:, :, :END] = -float("inf")
-        log_probs[:, :, END + 1 :] = -float("inf")
+def _forbid(xp: Any, log_probs: Array, forbidden: Array | int) -> None:
+    """Give -inf, in place, to the words (B, K, F) of (B, K, V); an int: to all but that word."""
+    if isinstance(forbidden, int):
+        log_probs[:, :, :forbidden] = -float("inf")
+        log_probs[:, :, forbidden + 1 :] = -float("inf")
         return
     B, K, _ = log_probs.shape
     device = array_api_compat.device(log_probs)

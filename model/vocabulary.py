@@ -81,6 +81,11 @@ def runs_of(text: str) -> list[str]:
     return _patterns()[1].findall(_tidy(text))
 
 
+def is_spaceless(letter: str) -> bool:
+    """Whether a letter is of a script without spaces between words."""
+    return _SPACELESS_LETTER.match(letter) is not None
+
+
 def written_of(text: str) -> Iterator[tuple[str, bool]]:
     """The words of a caption with the capitals they are written with, and whether each begins a sentence."""
     text = _tidy(text, lower=False)

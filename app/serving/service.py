@@ -12,13 +12,15 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 from starlette.requests import Request
 
 from app.alt import alt_text
-from app.errors import ClientGone, DeadlineExceeded, ServiceError, TooLarge
+from app.errors import BadParameter, ClientGone, DeadlineExceeded, ServiceError, TooLarge
 from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
 from app.pictures.uploads import UploadMemory
 from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, captions_out, tags_out, timing
 from app.serving.batching import Answer, Batcher, Line
 from app.settings import Settings
+from model.config import SearchConfig
+from model.errors import ConfigError
 from model.runtime.engine import CaptionEngine
 
 T = TypeVar("T")
@@ -73,12 +75,13 @@ class CaptionService:
     async def caption(
         self, files: Sequence[bytes], params: CaptionParams, request_id: str, started: float
     ) -> list[CaptionResponse | ServiceError]:
-        """One answer or error for each file, in order; raises `DeadlineExceeded` for all of them.
+        """One answer or error for each file, in order; raises `DeadlineExceeded` for all of them, and `BadParameter`.
 
         started: when the request arrived, by `time.perf_counter`. The batcher must have admitted the files.
         """
+        search = self._search(params)
         line: Line = deque()
-        work = [self._caption(data, params, request_id, started, line) for data in files]
+        work = [self._caption(data, params, search, request_id, started, line) for data in files]
         try:
             async with asyncio.timeout(self.settings.deadline):
                 if len(work) == 1:  # the usual case, without the cost of a task
@@ -90,9 +93,14 @@ class CaptionService:
         return [task.result() for task in tasks]
 
     async def _caption(
-        self, data: bytes, params: CaptionParams, request_id: str, started: float, line: Line
+        self,
+        data: bytes,
+        params: CaptionParams,
+        search: SearchConfig,
+        request_id: str,
+        started: float,
+        line: Line,
     ) -> CaptionResponse | ServiceError:
-        search = params.search(self.engine.config.search)
         try:
             decoded, waited = await self._decode(data)
             answer = await self.batcher.submit(decoded.pixels, search, params.explain, line)
@@ -102,6 +110,15 @@ class CaptionService:
         return await self.aside(
             self._response, decoded, waited, answer, params, request_id, started, large=params.explain
         )
+
+    def _search(self, params: CaptionParams) -> SearchConfig:
+        """How to search; raises `BadParameter` for parameters that no caption of this model can keep to."""
+        try:
+            search = params.search(self.engine.config.search)
+            self.engine.constraints(search)
+        except ConfigError as error:
+            raise BadParameter(str(error)) from error
+        return search
 
     async def aside(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:
         """What `make` returns; if it is large it is made in a thread, where it holds up nobody."""
@@ -142,7 +159,7 @@ class CaptionService:
             timing_ms=timing(queue, decoded.seconds, answer.encode, answer.generate, total),
             request_id=request_id,
             alt="" if decoded.decorative else alt_text(captions[0].text),
-            review=decoded.decorative or captions[0].confidence < config.review_below,
+            review=decoded.decorative or captions[0].reliability < config.review_below,
             decorative=decoded.decorative,
             tags=tags_out(config.tags, answer.tags, params.num_tags, params.wording),
         )

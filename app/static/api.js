@@ -25,7 +25,9 @@ export async function caption(picture, params = {}) {
     try {
       response = await fetch(url, { method: "POST", body: picture, headers: headers({ "Content-Type": type }) });
     } catch {
-      throw new ApiError("The service cannot be reached, or the file cannot be read.");
+      if (!(await readable(picture))) throw new ApiError("The file cannot be read any more.");
+      await back();
+      continue;
     }
     if (response.ok) return response.json();
     if (response.status === 401 && (await askForKey())) continue;
@@ -43,6 +45,26 @@ export async function about() {
   } catch {
     return null;
   }
+}
+
+const readable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
+// Until the service answers again: whoever waits, it is asked once every few seconds. `events` tells of it.
+export const events = new EventTarget();
+let waiting = null;
+
+function back() {
+  waiting ??= (async () => {
+    events.dispatchEvent(new Event("lost"));
+    for (let wait = 500; ; wait = Math.min(2 * wait, 10_000)) {
+      await sleep(wait);
+      const response = await fetch(new URL("health/ready", BASE), { cache: "no-store" }).catch(() => null);
+      if (response?.ok) break;
+    }
+    waiting = null;
+    events.dispatchEvent(new Event("found"));
+  })();
+  return waiting;
 }
 
 const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);

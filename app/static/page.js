@@ -1,15 +1,18 @@
 // The page: pictures in, a card each, and one of them in detail.
-import { about, ApiError, caption } from "./api.js";
+import { about, ApiError, caption, events } from "./api.js";
 import { h, laidOut, percent } from "./dom.js";
 import { explain } from "./explain.js";
+import { dropped, pictures } from "./files.js";
 import { pack } from "./walkthrough.js";
 
 const AT_ONCE = 4; // requests in flight; the service batches them
+const TAGS = 5; // shown on a card
 const find = (id) => document.getElementById(id);
 const [stage, cards, drop, status] = ["stage", "cards", "drop", "status"].map(find);
 const items = [];
 let chosen = null;
 let running = 0;
+let paused = false;
 let began = 0;
 let maxBytes = Infinity;
 let facts = null;
@@ -18,11 +21,12 @@ let facts = null;
 
 for (const input of document.querySelectorAll("input[type=file]")) {
   input.addEventListener("change", () => {
-    add(input.files);
+    add(input.id === "folder" ? pictures(input.files) : input.files);
     input.value = "";
   });
 }
 find("pick").addEventListener("click", () => find("file").click());
+find("pick-folder").addEventListener("click", () => find("folder").click());
 find("shoot").addEventListener("click", () => find("camera").click());
 find("sample").addEventListener("click", async () => {
   const response = await fetch(new URL("sample.jpg", import.meta.url));
@@ -34,15 +38,22 @@ addEventListener("dragover", (event) => {
   drop.classList.add("over");
 });
 addEventListener("dragleave", (event) => event.relatedTarget ?? drop.classList.remove("over"));
-addEventListener("drop", (event) => {
+addEventListener("drop", async (event) => {
   event.preventDefault();
   drop.classList.remove("over");
-  add(event.dataTransfer.files);
+  try {
+    add(await dropped(event.dataTransfer));
+  } catch (error) {
+    status.textContent = `What was dropped cannot be read: ${error.message}`;
+  }
 });
 
 function add(files) {
   const fresh = Array.from(files, (file) => ({ file, name: file.name || "pasted picture", src: URL.createObjectURL(file), state: "waiting" }));
-  if (!fresh.length) return;
+  if (!fresh.length) {
+    status.textContent = "There is no picture in it.";
+    return;
+  }
   if (!running) {
     began = performance.now();
     items.forEach((item) => (item.before = true)); // speed and time left are this lot's
@@ -57,7 +68,7 @@ function add(files) {
 // Captions.
 
 function work() {
-  while (running < AT_ONCE) {
+  while (running < AT_ONCE && !paused) {
     const item = items.find(({ state }) => state === "waiting");
     if (!item) break;
     run(item);
@@ -106,27 +117,65 @@ function progress() {
   document.body.classList.toggle("single", items.length === 1);
   find("progress").max = Math.max(lot.length, 1);
   find("progress").value = lotDone;
-  find("progress").hidden = !left;
+  find("progress").hidden = find("pause").hidden = !left;
   find("count").textContent = left
-    ? `${lotDone} of ${lot.length}${lotDone > 2 ? ` · ${rate.toFixed(1)} a second · ${time(left / rate)} left` : ""}`
+    ? `${lotDone} of ${lot.length}${lotDone > 2 && !paused ? ` · ${rate.toFixed(1)} a second · ${time(left / rate)} left` : ""}`
     : `${items.length} pictures${failed ? `, ${failed} of them failed` : ""}`;
   for (const id of ["json", "csv"]) find(id).disabled = !done.length;
 }
+
+function pause(on) {
+  paused = on;
+  find("pause").textContent = on ? "Resume" : "Pause";
+  if (!on) {
+    began = performance.now(); // speed and time left are those since
+    for (const item of items) if (item.answer || item.error) item.before = true;
+  }
+  work();
+}
+find("pause").addEventListener("click", () => pause(!paused));
+
+events.addEventListener("lost", () => {
+  find("lost").textContent = "The service cannot be reached. This page goes on as soon as it answers.";
+  find("lost").hidden = false;
+});
+events.addEventListener("found", () => {
+  find("lost").hidden = true;
+  learn(); // it may be another one
+});
 
 const time = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
 
 // Cards.
 
+// Only the cards about to be seen are drawn: of the others there is a name, as tall as they were.
+const near = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) {
+    const item = items.find(({ card }) => card === target);
+    if (!item || item.near === isIntersecting) continue;
+    if (!isIntersecting) target.style.minHeight = `${target.offsetHeight}px`;
+    item.near = isIntersecting;
+    draw(item);
+    if (isIntersecting) target.style.minHeight = "";
+  }
+}, { rootMargin: "100% 0px" });
+
 function makeCard(item) {
   item.card = h("li", { class: "card" });
   cards.append(item.card);
   draw(item);
+  near.observe(item.card);
 }
 
 function draw(item) {
   const { card, answer, state } = item;
-  item.thumb ??= thumbnail(item);
   card.dataset.state = state;
+  if (!item.near && !card.contains(document.activeElement)) {
+    item.thumb = null; // and with it what the browser has decoded
+    card.replaceChildren(h("p", { class: "name" }, item.name));
+    return;
+  }
+  item.thumb ??= thumbnail(item);
   card.replaceChildren(
     h("button", { type: "button", class: "thumb", "aria-label": `Show ${item.name} in detail`, disabled: state !== "done", click: () => open(item) }, item.thumb),
     h("div", { class: "card-body" },
@@ -134,12 +183,31 @@ function draw(item) {
       state === "done" ? h("p", { class: "caption", dir: "auto" }, answer.caption)
         : state === "failed" ? h("p", { class: "error" }, item.error.message)
         : h("p", { class: "muted" }, state === "waiting" ? "Waiting…" : "Looking…"),
+      state === "done" ? [remarks(answer), tags(answer, TAGS)] : null,
       state === "done" ? h("p", { class: "actions" },
         h("button", { type: "button", class: "quiet", click: () => open(item) }, "Why?"),
-        copyButton(() => answer.caption), others(item, card)) : null,
+        copyButton(() => answer.caption), copyButton(() => html(item), "HTML", "HTML copied."), others(item, card)) : null,
       state === "failed" && item.error.code !== "too_large" ? h("p", { class: "actions" }, h("button", { type: "button", class: "quiet", click: () => retry(item) }, "Try again")) : null,
     ),
   );
+}
+
+// What a person should know before the caption is used.
+function remarks({ review, decorative }) {
+  if (decorative) return h("p", { class: "remark" }, "Shows nothing: its alternative text is empty.");
+  return review ? h("p", { class: "remark" }, "Not sure: have a look at this one.") : null;
+}
+
+function tags({ tags: said }, count) {
+  const likely = (said ?? []).slice(0, count);
+  return likely.length ? h("ul", { class: "tags", "aria-label": "Tags" }, ...likely.map(({ text, probability }) => h("li", {}, text, " ", h("span", { class: "muted" }, percent(probability))))) : null;
+}
+
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll('"', "&quot;").replaceAll("<", "&lt;");
+
+// The picture in a page, with the caption as its alternative text.
+function html({ name, answer: { alt, image } }, text = alt) {
+  return `<img src="${escaped(encodeURI(name))}" alt="${escaped(text)}" width="${image.width}" height="${image.height}">`;
 }
 
 function thumbnail(item) {
@@ -154,13 +222,13 @@ function retry(item) {
   work();
 }
 
-function copyButton(text) {
+function copyButton(text, label = "Copy", done = "Caption copied.") {
   const button = h("button", { type: "button", class: "quiet", click: async () => {
     await copy(text());
     button.textContent = "Copied";
-    status.textContent = "Caption copied.";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  } }, "Copy");
+    status.textContent = done;
+    setTimeout(() => (button.textContent = label), 1500);
+  } }, label);
   return button;
 }
 
@@ -226,9 +294,11 @@ async function show(item, other) {
   }
   if (chosen !== item) return; // another was opened in the meantime
   const said = other ?? item.answer.captions[0];
+  const best = said === item.answer.captions[0];
   const extra = h("div", { class: "extra" });
-  const back = said === item.answer.captions[0] ? null : h("button", { type: "button", class: "quiet", click: () => show(item) }, "Back to the best caption");
-  extra.append(h("p", { class: "actions" }, copyButton(() => said.text), others(item, extra, (picked) => show(item, picked)), back ?? "",
+  const back = best ? null : h("button", { type: "button", class: "quiet", click: () => show(item) }, "Back to the best caption");
+  extra.append(remarks(item.answer) ?? "", tags(item.answer) ?? "");
+  extra.append(h("p", { class: "actions" }, copyButton(() => said.text), copyButton(() => html(item, best ? item.answer.alt : said.text), "HTML", "HTML copied."), others(item, extra, (picked) => show(item, picked)), back ?? "",
     h("button", { type: "button", class: "quiet", click: () => download("json", [item]) }, "JSON"),
     items.length > 1 ? h("button", { type: "button", class: "quiet", click: close }, "Close") : ""));
   const walk = `${new URL("lstm.html", import.meta.url)}#${pack(laidOut(said.text, said.tokens))}`;
@@ -238,7 +308,7 @@ async function show(item, other) {
 function close() {
   stage.hidden = true;
   chosen?.card.classList.remove("chosen");
-  chosen?.card.querySelector("button").focus();
+  chosen?.card.querySelector("button")?.focus();
   chosen = null;
 }
 
@@ -249,6 +319,8 @@ find("csv").addEventListener("click", () => download("csv", items));
 find("clear").addEventListener("click", () => {
   for (const { src } of items) URL.revokeObjectURL(src);
   items.length = 0;
+  near.disconnect();
+  pause(false);
   cards.replaceChildren();
   stage.hidden = true;
   chosen = null;
@@ -261,7 +333,8 @@ function download(kind, which) {
   const rows = which.filter(({ state }) => state === "done" || state === "failed");
   const text = kind === "json"
     ? JSON.stringify(rows.map(({ name, answer, error }) => (answer ? { filename: name, result: answer } : { filename: name, error })), null, 2)
-    : [["filename", "caption", "confidence", "error"], ...rows.map(({ name, answer, error }) => [name, answer?.caption, answer?.confidence, error?.message])]
+    : [["filename", "caption", "confidence", "error", "alt", "review", "tags"],
+      ...rows.map(({ name, answer, error }) => [name, answer?.caption, answer?.confidence, error?.message, answer?.alt, answer?.review, answer?.tags?.map(({ text }) => text).join(", ")])]
       .map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
   const href = URL.createObjectURL(new Blob([text], { type: kind === "json" ? "application/json" : "text/csv" }));
   h("a", { href, download: `captions.${kind}` }).click();

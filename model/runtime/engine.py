@@ -14,8 +14,10 @@ from PIL import Image
 from model import preprocess
 from model.caption import Caption
 from model.config import ModelConfig, SearchConfig
+from model.constraints import FREE, Constraints
 from model.rerank import Reranker, support
 from model.search import Hypothesis, live_hypotheses
+from model.vocabulary import Vocabulary
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "f32"]  # auto: bf16 and 8-bit weights where they are faster and measured to be as good
@@ -65,6 +67,7 @@ class CaptionEngine(Lane):
     name: str  # "torch" or "openvino"
     device: str  # "cpu" or "cuda"
     config: ModelConfig
+    vocabulary: Vocabulary
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits
     gains_from_batches = True  # whether several pictures are encoded faster at once than one after another
     searched_at_once = 1  # a lane's larger share is best a multiple of it; 1 where any number is searched for together
@@ -75,6 +78,10 @@ class CaptionEngine(Lane):
     def tags(self, regions: Regions) -> NDArray[np.float32]:
         """(B, G): how likely each of `config.tags` is among the words that people use of a picture; G may be 0."""
         return np.zeros((len(regions), 0), np.float32)
+
+    def constraints(self, search: SearchConfig) -> Constraints:
+        """The words of `search` as tokens; raises `ConfigError` for words that the model does not know."""
+        return Constraints.of(search, self.vocabulary) if search.avoid or search.start_with else FREE
 
     def candidates(self, search: SearchConfig) -> SearchConfig:
         """The search to run for what `search` asks: all the hypotheses of its beam, where they are ranked anew."""

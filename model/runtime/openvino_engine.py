@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from model.caption import Caption
 from model.checkpoint import GRAPHS, WEIGHTS, Checkpoint, open_checkpoint
 from model.config import SearchConfig
+from model.constraints import FREE
 from model.errors import CheckpointError
 from model.rerank import Reranker, thing_places
 from model.runtime.cpu import cpu_quota, own_cpus
@@ -145,13 +146,15 @@ class OpenVINOLane(Lane):
         return self.engine.ranked(found, regions.feature, regions.tags, wanted)
 
     def _find(self, regions: OpenVINORegions, search: SearchConfig) -> list[list[Hypothesis]]:
-        """What the search finds, in its own order."""
+        """What the search finds, in its own order; one with words to avoid or to start with goes step by step."""
+        constraints = self.engine.constraints(search)
+        whole_at_once = search.strategy == "beam" and constraints == FREE
         found: list[list[Hypothesis]] = []
         while len(found) < len(regions):
-            whole = self._search(len(regions) - len(found), search) if search.strategy == "beam" else None
+            whole = self._search(len(regions) - len(found), search) if whole_at_once else None
             if whole is None:
                 rest = regions.select(range(len(found), len(regions)))
-                return found + find(OpenVINOStepper(self.step, rest), search)
+                return found + find(OpenVINOStepper(self.step, rest), search, constraints)
             some = slice(len(found), len(found) + whole.pictures)
             found += whole.find(regions.select(some).memory, search)
         return found

@@ -35,8 +35,9 @@ class Shape(NamedTuple):
 def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     """From a step graph, the search of the captions of B pictures with K live hypotheses each.
 
-    In: what the encoder graph gives that the step reads at every step; start (B, S), all layers' first state; limit,
-    the most words of a caption; length_penalty; wanted, how many captions have to end; count, which is `considered(K)`.
+    In: what the encoder graph gives that the step reads at every step; start (B, S), all layers' first state; limit and
+    shortest, the most words of a caption and the fewest, 1 or more; length_penalty; wanted, how many captions have to
+    end; count, which is `considered(K)`.
     Out: scores (B, K), best first, -inf in an empty place, and captions (B, K, 2, T), padded with `PAD`.
     """
     B, K, block_ngram = shape
@@ -44,7 +45,7 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     given = {port.any_name: port.get_node() for port in body.inputs}
     log_probs, state = (body.output(name).get_node().input_value(0) for name in ("log_probabilities", "state_out"))
 
-    t, limit, wanted, count = (op.parameter([], np.int32) for _ in range(4))
+    t, limit, shortest, wanted, count = (op.parameter([], np.int32) for _ in range(5))
     penalty = op.parameter([], np.float32)
     # The live hypotheses with their sums of log-probabilities; the best K captions that have ended, and which of
     # their places are settled.
@@ -52,7 +53,7 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     done = Done(op.parameter([B, K], np.float32), op.parameter([B, K, 2, T], np.float32))
     settled = op.parameter([B, K], np.bool_)
 
-    allowed = _allowed(log_probs, history, t, limit, block_ngram)
+    allowed = _allowed(log_probs, history, t, limit, shortest, block_ngram)
     best = _best_candidates(allowed, scores, history, t, count, considered(K))
     ended = op.equal(best.words, _int(END))
     length = op.power(op.convert(op.add(t, _int(1)), "f32"), penalty)
@@ -78,7 +79,8 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
         (done.captions, nothing, done_after.captions),
     ]
     # The same at every step: what is left of the step graph's inputs is the encoder's.
-    fixed = {**given, "limit": limit, "wanted": wanted, "count": count, "length_penalty": penalty}
+    numbers = {"limit": limit, "shortest": shortest, "wanted": wanted, "count": count, "length_penalty": penalty}
+    fixed = {**given, **numbers}
     return _loop(t, carried, fixed, start, op.reduce_logical_or(goes_on, _int([0]), True))
 
 
@@ -109,11 +111,13 @@ def _with_known_shapes(step: ov.Model, B: int, K: int) -> ov.Model:
     return body
 
 
-def _allowed(log_probs: ov.Node, history: ov.Node, t: ov.Node, limit: ov.Node, block_ngram: int) -> ov.Node:
-    """What may follow, (B, K, V): no special word, no end at once, only the end at the limit, no n-gram again.
+def _allowed(
+    log_probs: ov.Node, history: ov.Node, t: ov.Node, limit: ov.Node, shortest: ov.Node, block_ngram: int
+) -> ov.Node:
+    """What may follow, (B, K, V): no special word, no end too soon, only the end at the limit, no n-gram again.
 
     `_forbidden` and `_forbid`:
-        never = [PAD, START, UNKNOWN] if t else [PAD, START, UNKNOWN, END]
+        never = [PAD, START, UNKNOWN, END] if t < shortest else [PAD, START, UNKNOWN]
         followers = xp.where(match, history[:, :, n - 1 :], PAD)  # PAD is forbidden already
         log_probs[rows, columns, forbidden] = -float("inf")
     """
@@ -121,7 +125,7 @@ def _allowed(log_probs: ov.Node, history: ov.Node, t: ov.Node, limit: ov.Node, b
     rules = np.zeros((3, V), np.float32)
     rules[:, [PAD, START, UNKNOWN]] = rules[0, END] = rules[2] = -np.inf
     rules[2, END] = 0
-    rule = op.select(op.equal(t, _int(0)), _int(0), op.select(op.equal(t, limit), _int(2), _int(1)))
+    rule = op.select(op.equal(t, limit), _int(2), op.select(op.less(t, shortest), _int(0), _int(1)))
     allowed = op.add(log_probs, op.gather(op.constant(rules), rule, _int(0)))
     if 0 < block_ngram < T:
         followers = _followers(op.gather(history, _int(WORDS), _int(2)), t, block_ngram)
@@ -239,6 +243,7 @@ class BeamSearch:
             into = self._inputs[name]
             into[:, : values.shape[1]] = values[rows]
         self._inputs["limit"][...] = config.max_length
+        self._inputs["shortest"][...] = max(config.min_length, 1)
         self._inputs["wanted"][...] = config.num_captions
         self._inputs["length_penalty"][...] = config.length_penalty
         self._request.infer(share_outputs=True)

@@ -114,7 +114,7 @@ class TorchEngine(CaptionEngine):
         memory, wanted = regions.memory, search or self.config.search
         with torch.inference_mode(), self._autocast():
             stepper = TorchStepper(self._captioner.decoder, memory, self.config.temperature)
-            found = find(stepper, self.candidates(wanted))
+            found = find(stepper, self.candidates(wanted), self.constraints(wanted))
             found = self.ranked(found, regions.feature, regions.tags, wanted)
             details = self._details(memory, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._captioner.decoder.gate_names, self._captioner.grid, details)

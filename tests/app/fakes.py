@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from app.decorative import is_decorative
 from app.errors import of_image
 from app.pictures.guard import Decoded, Guard
 from model import images
@@ -21,6 +22,7 @@ from model.config import ModelConfig, SearchConfig
 from model.errors import ImageError
 from model.preprocess import to_pixels
 from model.runtime.engine import CaptionEngine, Lane, Regions
+from model.vocabulary import SPECIAL, Vocabulary
 
 WORDS = ("red", "green", "blue", "big", "small", "old", "young", "wet", "dry", "fast", "slow", "dark", "light",
          "near", "far", "round")  # fmt: skip
@@ -73,6 +75,7 @@ class FakeEngine(CaptionEngine):
         self._lanes: Sequence[Lane] = [FakeLane(self) for _ in range(lanes)] or [self]
         self.gains_from_batches = not lanes
         self.config = ModelConfig(name="fake", version="1", search=SearchConfig(beam_size=3, max_length=20))
+        self.vocabulary = Vocabulary((*SPECIAL, *WORDS))
         self.card = {"data": "none", "metrics": {"bleu4": 0.0}}
         self.on_batch = on_batch
         self.batches: list[int] = []
@@ -124,7 +127,8 @@ class FakeGuard(Guard):
         except ImageError as error:
             raise of_image(error) from error
         pixels = to_pixels(picture.image, self.preprocess)
-        return Decoded(pixels, picture.width, picture.height, picture.format, 0.001)
+        bare = is_decorative(pixels, picture.width, picture.height)
+        return Decoded(pixels, picture.width, picture.height, picture.format, 0.001, bare)
 
 
 def close(colour: NDArray[np.int64], other: tuple[int, int, int]) -> bool:

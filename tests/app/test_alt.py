@@ -4,7 +4,10 @@ import pytest
 
 from app.alt import MAX_ALT, alt_text
 
-LONG = "A man in a red shirt and a blue hat rides a bicycle down a narrow street of an old town past people who wait for a bus"
+LONG = (
+    "A man in a red shirt and a blue hat rides a bicycle down a narrow street of an old town "
+    "past people who wait for a bus"
+)
 
 
 @pytest.mark.parametrize(

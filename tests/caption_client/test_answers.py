@@ -14,7 +14,8 @@ PAIRS = [
     (answers.Alternative, schemas.AlternativeOut), (answers.Attention, schemas.AttentionOut),
     (answers.Token, schemas.TokenOut), (answers.Caption, schemas.CaptionOut), (answers.Model, schemas.ModelRef),
     (answers.Image, schemas.ImageOut), (answers.Timing, schemas.Timing), (answers.Answer, schemas.CaptionResponse),
-    (answers.Tag, schemas.TagOut), (answers.Problem, schemas.Problem), (answers.Result, schemas.Result), (answers.Results, schemas.CaptionsResponse),
+    (answers.Tag, schemas.TagOut), (answers.Problem, schemas.Problem),
+    (answers.Result, schemas.Result), (answers.Results, schemas.CaptionsResponse),
 ]  # fmt: skip
 
 

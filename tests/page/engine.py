@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from model.caption import Alternative, Caption, Explanation, Token
 from model.config import ModelConfig, SearchConfig
 from model.runtime.engine import CaptionEngine, Regions
+from model.vocabulary import SPECIAL, Vocabulary
 
 SENTENCES = (
     "a brown dog leaps to catch a red ball on the beach",
@@ -19,6 +20,8 @@ SENTENCES = (
     "a black cat sleeps on a wooden chair by the window",
     "people wait for a train at a busy station",
 )
+
+TAGS = ("dog", "snow", "street", "cat", "train")  # of each sentence its own is likely, the others less and less
 
 
 class FakeRegions(Regions):
@@ -44,12 +47,19 @@ class FakeEngine(CaptionEngine):
     name, device = "fake", "cpu"
 
     def __init__(self) -> None:
-        self.config = ModelConfig(name="fake", version="1")
+        # Sentences are 60 to 70 % sure; those about a train are not sure enough.
+        self.config = ModelConfig(name="fake", version="1", tags=TAGS, review_below=0.56)
+        self.vocabulary = Vocabulary((*SPECIAL, *dict.fromkeys(" ".join(("a photo of woman", *SENTENCES)).split())))
         self.card = {"data": "none"}
 
     def encode(self, pixels: NDArray[np.uint8]) -> FakeRegions:
         colours = pixels.reshape(len(pixels), -1, 3).mean(1)
         return FakeRegions([_sentence_for(colour) for colour in colours])
+
+    def tags(self, regions: Regions) -> NDArray[np.float32]:
+        assert isinstance(regions, FakeRegions)
+        G = len(TAGS)
+        return np.float32([[0.9 / 2 ** ((i - best) % G) for i in range(G)] for best in regions.sentences])
 
     def generate(
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False

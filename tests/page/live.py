@@ -16,9 +16,9 @@ from model.runtime.engine import CaptionEngine
 
 
 @contextmanager
-def serving(engine: CaptionEngine, settings: Settings | None = None) -> Iterator[str]:
-    """The URL of the service around `engine`, on a free port, until the block ends."""
-    listener = listen("127.0.0.1", 0)
+def serving(engine: CaptionEngine, settings: Settings | None = None, port: int = 0) -> Iterator[str]:
+    """The URL of the service around `engine`, on a free port or the one given, until the block ends."""
+    listener = listen("127.0.0.1", port)
     settings = settings or Settings(drain_delay=0)
     server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from app import explain_html
 from app.schemas import caption_out
 from app.settings import Settings
 from model.config import SearchConfig
-from tests.page.browser import chromium, open_browser
+from tests.page.conftest import Opened
 from tests.page.engine import SENTENCES, FakeEngine, FakeRegions
 from tests.page.live import serving
 
@@ -28,53 +26,7 @@ RED, GREEN, BLUE = (f"{sentence.capitalize()}." for sentence in SENTENCES[:3])
 DARK, LIGHT = {"color_scheme": "dark"}, {"color_scheme": "light"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 expect.set_options(timeout=20_000)  # a shared machine may be slow
-BUDGET = 150_000  # bytes of all the page's files
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail("CI must install Chromium: apt-get install chromium")
-    if path is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with open_browser(path) as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serving(FakeEngine()) as url:
-        yield url
-
-
-class Opened:
-    """Opens pages in contexts of their own, and keeps what they complain of and whom they talk to."""
-
-    def __init__(self, browser: Browser, url: str) -> None:
-        self.browser, self.url = browser, url
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-
-    def __call__(self, address: str = "/", **context: object) -> Page:
-        page = self.browser.new_context(**context).new_page()  # type: ignore[arg-type]
-        page.set_default_timeout(20_000)
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.goto(address if "://" in address else self.url + address)
-        return page
-
-
-@pytest.fixture
-def opened(browser: Browser, url: str) -> Iterator[Opened]:
-    made = Opened(browser, url)
-    yield made
-    for context in browser.contexts:
-        context.close()
-    assert made.complaints == []
-    outside = [r for r in made.requests if not r.startswith((url, "blob:", "data:", "file:"))]
-    assert outside == []
+BUDGET = 160_000  # bytes of all the page's files
 
 
 def picture(colour: str, size: tuple[int, int] = (64, 48)) -> bytes:
@@ -154,7 +106,7 @@ def test_several_with_one_broken(opened: Opened) -> None:
     with page.expect_download() as download:
         page.locator(".bar-row").get_by_role("button", name="CSV").click()
     rows = list(csv.reader(Path(download.value.path()).read_text().splitlines()))
-    assert rows[0] == ["filename", "caption", "confidence", "error"]
+    assert rows[0] == ["filename", "caption", "confidence", "error", "alt", "review", "tags"]
     assert [row[:2] for row in rows[1:]] == [
         ["red.png", RED], ["broken.png", ""], ["notes.txt", ""], ["blue.png", BLUE]
     ]  # fmt: skip
@@ -167,6 +119,9 @@ def test_several_with_one_broken(opened: Opened) -> None:
         None, "broken_image", "unsupported_media_type", None
     ]  # fmt: skip
     assert results[0]["result"]["caption"] == RED
+    assert results[0]["result"]["tags"][0] == {"text": "dog", "probability": 0.9}
+    assert results[0]["result"]["alt"] == ""  # one colour shows nothing
+    assert results[0]["result"]["review"] is True
 
     cards.nth(3).get_by_role("button", name="Why?").click()
     expect(page.locator("#stage h2")).to_have_text(BLUE)

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from prometheus_client import generate_latest
 
+from app.decorative import is_decorative
 from app.errors import (
     BrokenImage,
     DecoderFailed,
@@ -40,6 +41,7 @@ from tests.app.asgi import until
 from tests.pictures import FORMATS, bombs, encode, hostile, many_scans, plain, quarters
 
 PREPROCESS = PreprocessConfig(size=64)
+SAMPLE = Path(__file__).parents[3] / "app" / "static" / "sample.jpg"
 SCANS = many_scans(2000, 50_000)  # minutes
 MEGABYTE = 1_000_000
 
@@ -97,6 +99,9 @@ def test_gives_what_reading_here_gives_and_errors_come_through() -> None:
                 here, there = images.read(data, 50_000_000, PREPROCESS.size), await guard.read(data)
                 assert (there.width, there.height, there.format) == (here.width, here.height, here.format)
                 assert (there.pixels == to_pixels(here.image, PREPROCESS)).all()
+                assert there.decorative == is_decorative(there.pixels, there.width, there.height)
+            assert (await guard.read(plain((1, 2, 3)))).decorative
+            assert not (await guard.read(SAMPLE.read_bytes())).decorative
             assert isinstance(await error_of(guard, b"hello"), UnsupportedMedia)
             assert "limit is 50000000" in (await error_of(guard, bombs()["WEBP"])).detail
             assert isinstance(await error_of(guard, plain((1, 2, 3), "AVIF")[:-20]), BrokenImage)

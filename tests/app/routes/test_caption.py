@@ -44,7 +44,10 @@ def test_a_form_and_a_raw_body_get_the_same_answer(client: TestClient, format: s
 
 def test_the_answer_is_the_contract(client: TestClient) -> None:
     answer = post(client, query="?num_captions=3").json()
-    assert set(answer) == {"caption", "confidence", "captions", "model", "image", "timing_ms", "request_id"}
+    assert set(answer) == {
+        *("caption", "confidence", "captions", "model", "image", "timing_ms", "request_id"),
+        *("alt", "review", "decorative"),  # and `tags`, of a model that has them
+    }
     best = answer["captions"][0]
     assert (answer["caption"], answer["confidence"]) == (best["text"], best["confidence"])
     assert len({c["text"] for c in answer["captions"]}) == 3
@@ -114,7 +117,8 @@ def test_what_is_left_out_is_the_models_default() -> None:
     assert CaptionParams(num_captions=1, top_p=0.5).search(own) == replace(own, num_captions=1, top_p=0.5)
     assert CaptionParams(strategy="beam").search(own) == SearchConfig("beam", 4, 4, 9)  # as many beams as captions
     documented = CaptionParams.model_json_schema()["properties"]
-    assert {schema["default"] for name, schema in documented.items() if name != "explain"} == {None}
+    ours = {"explain": False, "wording": "as-said", "num_tags": 10}  # no model has a say in these
+    assert {name: schema["default"] for name, schema in documented.items() if schema["default"] is not None} == ours
 
 
 @pytest.mark.parametrize(

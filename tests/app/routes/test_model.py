@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,7 +13,7 @@ from tests.app.fakes import FakeEngine
 def test_model_says_what_is_served(client: TestClient, engine: FakeEngine, settings: Settings) -> None:
     answer = client.get("/model").json()
     assert (answer["name"], answer["version"], answer["engine"], answer["device"]) == ("fake", "1", "fake", "cpu")
-    assert answer["search"] == asdict(engine.config.search)
+    assert answer["search"] == json.loads(json.dumps(asdict(engine.config.search)))
     assert answer["card"] == engine.card
     assert answer["limits"] == {
         "max_upload_bytes": 1_000_000,
