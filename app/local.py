@@ -23,6 +23,7 @@ from caption_client.answers import Caption, Image, Tag
 from caption_client.cli import Outcome, ahead
 from caption_client.exiftool import ExifToolError
 from model import images
+from model.caption import reliability
 from model.config import SearchConfig
 from model.errors import ImageError
 from model.runtime import load_engine
@@ -80,7 +81,7 @@ def outcomes(
                     yield Outcome(name, [], image, "the model failed on this picture")
                     continue
                 bare = is_decorative(pixels, image.width, image.height)
-                review = bare or captions[0].reliability < engine.config.review_below
+                review = bare or reliability(captions[0].confidence, captions[0].support) < engine.config.review_below
                 alt = "" if bare else alt_text(captions[0].text)
                 yield Outcome(name, captions, image, None, alt, review, bare, tags)
     finally:

@@ -167,8 +167,8 @@ class CaptionOut(BaseModel):
         None,
         ge=0,
         le=1,
-        description="Probability, by the model's tags, that all things the caption names are there; null where it names "
-        "none that the tags know, or the model has no tags.",
+        description="Probability, by the model's tags, that all things the caption names are there; null where it "
+        "names none that the tags know, or the model has no tags.",
     )
 
 
@@ -222,8 +222,8 @@ class CaptionResponse(BaseModel):
     )
     review: bool = Field(
         False,
-        description="Whether a person should look at it: the best caption's support (its confidence, where it has none) "
-        "is below what the model's makers chose, or the picture shows nothing.",
+        description="Whether a person should look at it: the best caption's support (its confidence, where it has "
+        "none) is below what the model's makers chose, or the picture shows nothing.",
     )
     decorative: bool = Field(
         False, description="Whether the picture shows nothing: it is blank, a gradient, a rule or noise."

@@ -69,5 +69,10 @@ class Caption:
 
     @property
     def reliability(self) -> float:
-        """What decides whether a person should look: `support`, or the confidence of a caption without."""
-        return self.confidence if self.support is None else self.support
+        """See `reliability`."""
+        return reliability(self.confidence, self.support)
+
+
+def reliability(confidence: float, support: float | None) -> float:
+    """What decides whether a person should look at a caption: its support, or its confidence where it has none."""
+    return confidence if support is None else support

@@ -159,7 +159,7 @@ class CaptionService:
             timing_ms=timing(queue, decoded.seconds, answer.encode, answer.generate, total),
             request_id=request_id,
             alt="" if decoded.decorative else alt_text(captions[0].text),
-            review=decoded.decorative or captions[0].reliability < config.review_below,
+            review=decoded.decorative or answer.captions[0].reliability < config.review_below,
             decorative=decoded.decorative,
             tags=tags_out(config.tags, answer.tags, params.num_tags, params.wording),
         )
