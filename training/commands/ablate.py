@@ -16,7 +16,7 @@ from training import optimisation
 from training.commands.arguments import add_cache
 from training.config import RECIPES
 from training.data import DataError, read
-from training.process import settle
+from training.process import configure_process
 from training.studies.ablate import Bench, page, plot, read_record, read_table
 
 log = logging.getLogger("training.ablate")
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows and not options.data:
         parser.error("rows are run on --data")
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     began, record = time.monotonic(), options.docs / "ablation.json"
     try:
