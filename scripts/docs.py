@@ -1,7 +1,8 @@
 """Writes the documents that are made from the code and from measured figures; --check only compares.
 
-docs/configuration.md from app/settings.py, docs/benchmarks.md from docs/benchmarks.json, and the
-marked blocks of README.md from both and from the embedded model's metrics.json.
+docs/configuration.md from app/settings.py, docs/benchmarks.md from docs/benchmarks.json, the picture in
+docs/architecture.md from the imports, and the marked blocks of README.md from all these and from the
+embedded model's metrics.json.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from imports import mermaid  # noqa: E402
+
 from app.settings import Settings, markdown  # noqa: E402
 from benchmarks import report  # noqa: E402
 from benchmarks.report import BENCHMARKS, table  # noqa: E402
 
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 METRICS = ROOT / "model" / "weights" / "default" / "metrics.json"
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 COMMON_SETTINGS = ("model", "device", "threads", "max_upload_mb", "queue_size", "deadline", "api_keys", "cors_origins")
@@ -82,7 +86,7 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
     for name, content in blocks.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         before, found, rest = text.partition(start)
-        assert found, f"README.md has no block named {name}"
+        assert found, f"there is no block named {name}"
         text = before + start + content + "\n" + end + rest.partition(end)[2]
     return text
 
@@ -96,6 +100,7 @@ def documents() -> dict[Path, str]:
         made[ROOT / "docs" / "benchmarks.md"] = report.markdown(results)
         blocks["speed"] = report.speed_block(results)
     made[README] = filled(README.read_text(), blocks)
+    made[ARCHITECTURE] = filled(ARCHITECTURE.read_text(), {"imports": mermaid()})
     return made
 
 

@@ -108,7 +108,7 @@ def test_the_wheel_holds_the_model_the_page_and_the_recipes(tmp_path: Path) -> N
         shutil.copy(ROOT / name, tmp_path)
     shipped = {
         str(path.relative_to(tmp_path))
-        for folder in ("app/static", "model/weights", "training/recipes")
+        for folder in ("app/static", "model/weights", "training")
         for path in (tmp_path / folder).rglob("*")
         if path.is_file()
     }

@@ -29,11 +29,36 @@ class Progress:
     epoch: int = 0  # epochs finished
     step: int = 0  # steps of the present epoch done
     loss: float = 0.0  # summed over these steps
-    figure: float = 0.0  # likewise: what is shown beside the loss
+    figure: float = 0.0  # likewise: perplexity, or the mean reward
     gradient_norm: float = 0.0  # likewise
     best: float = -math.inf  # see `score_of`
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def end_step(self, loss: float, figure: float, gradient_norm: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.loss, self.figure = self.loss + loss, self.figure + figure
+        self.gradient_norm += gradient_norm
+
+    def means(self) -> dict[str, float]:
+        """Loss and figure a step of the present epoch so far."""
+        return {"loss": self.loss / self.step, "figure": self.figure / self.step}
+
+    def end_epoch(self, learning_rate: float, validation: Mapping[str, Any]) -> dict[str, Any]:
+        """Count the epoch; what the history keeps of it."""
+        record = {
+            "epoch": self.epoch + 1,
+            "train_loss": self.loss / self.step,
+            "figure": self.figure / self.step,
+            "learning_rate": learning_rate,
+            "gradient_norm": self.gradient_norm / self.step,
+            **validation,
+        }
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss, self.figure, self.gradient_norm = 0.0, 0.0, 0.0
+        self.history.append(record)
+        return record
 
 
 def provenance(

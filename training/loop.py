@@ -7,18 +7,17 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from model.captioner import Captioner
 from model.checkpoint import save_captioner, write_json
-from model.decoder import Memory
 from model.errors import ConfigError
 from model.vocabulary import Vocabulary
 from training import batching, features, objectives, optimisation, validation
@@ -75,11 +74,13 @@ def train(
                                config.precision, digests[split])  # fmt: skip
 
     train_set, val_set = cached("train", recipe.views), cached("val", 1)
-    masters = load_teachers(teachers, captioner, train_set.stages, config, device)
     source = batching.CaptionSource(train_set, captioner, config, recipe.augment, recipe.visits)
     _report(data, train_set, val_set, source, recipe)
     if not len(source):
         raise ConfigError("visits leaves no picture to train on")
+    objective = objectives.Objective(
+        captioner, source, config, load_teachers(teachers, captioner, train_set.stages, config, device)
+    )
     # A small set comes to min_steps by more epochs; patience is given in epochs of the recipe.
     epochs = max(config.epochs, math.ceil(config.min_steps / len(source)))
     patience = config.patience * epochs / config.epochs
@@ -95,34 +96,6 @@ def train(
     else:
         write_json(run / "recipe.json", asdict(recipe))
 
-    # --- loss
-    if config.objective == "cider":
-        # Mirrored pictures have references of their own, in the second half.
-        references = [*source.ids, *source.mirrored_ids]
-        reward = objectives.Reward(captioner.vocabulary, references, len(source.ids), config.object_weight)
-
-    def likelihood(memory: Memory, batch: batching.Batch) -> Tensor:
-        with torch.no_grad():
-            theirs = [(master, objectives.memory_of(master, batch.inputs, train_set.stages)) for master in masters]
-        share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
-        return objectives.likelihood_loss(
-            captioner, memory, batch.words, config.label_smoothing, share, theirs, config.teacher_share
-        )
-
-    def loss_of(memory: Memory, batch: batching.Batch) -> tuple[Tensor, float]:
-        """The loss and a figure to show beside it: perplexity, or the mean reward."""
-        if config.objective == "likelihood":
-            loss = likelihood(memory, batch)
-            return loss, math.exp(min(float(loss.detach()), 20))
-        pictures = [row + len(source.ids) * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
-        seen = Memory(*(part.detach() for part in memory))
-        find = objectives.best if config.candidates == "beam" else objectives.draw
-        words = find(captioner, seen, config.samples, config.max_words)
-        loss, figure = objectives.cider_loss(captioner, memory, pictures, reward, words)
-        if config.likelihood_weight:
-            loss = loss + config.likelihood_weight * likelihood(memory, batch)
-        return loss, figure
-
     # --- the loop
     writer = SummaryWriter(run / "tensorboard")
     last_save = time.monotonic()
@@ -132,23 +105,20 @@ def train(
                    total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
                    )  # fmt: skip
         began, pictures = time.monotonic(), 0
+        own_share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
         for batch in bar:
-            factor = learning_rate_factor(
-                progress.epoch * len(source) + progress.step, epochs * len(source), config.warmup
-            )
+            done = progress.epoch * len(source) + progress.step
+            factor = learning_rate_factor(done, epochs * len(source), config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["peak"]
             with optimisation.autocast(device, config.precision):
-                memory = objectives.memory_of(captioner, batch.inputs, train_set.stages)
-                loss, figure = loss_of(memory, batch)
+                loss, figure = objective(batch, own_share)
             norm = optimisation.descend(loss, optimizer, config.clip)
             if average:
                 average.update()
-            progress.step, pictures = progress.step + 1, pictures + len(batch.rows)
-            progress.loss, progress.figure = progress.loss + float(loss.detach()), progress.figure + figure
-            progress.gradient_norm += norm
-            means = {"loss": progress.loss / progress.step, "figure": progress.figure / progress.step}
-            bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()}, refresh=False)
+            pictures += len(batch.rows)
+            progress.end_step(float(loss.detach()), figure, norm)
+            bar.set_postfix({name: f"{mean:.4f}" for name, mean in progress.means().items()}, refresh=False)
             if time.monotonic() - last_save > config.save_every:
                 save_state(state, captioner, optimizer, average, progress, recipe, made_from)
                 last_save = time.monotonic()
@@ -158,27 +128,11 @@ def train(
             average.swap()
         result = validation.evaluate(captioner, val_set, captioner.config.search, config)
         score = score_of(result, val_set.pictures, recipe.choose)
-        figures_now = {
-            "epoch": progress.epoch + 1,
-            "train_loss": progress.loss / progress.step,
-            "figure": progress.figure / progress.step,
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "gradient_norm": progress.gradient_norm / progress.step,
-            **result.figures(),
-            "score": score,
-        }
-        progress.epoch, progress.step = progress.epoch + 1, 0
-        progress.loss, progress.figure, progress.gradient_norm = 0.0, 0.0, 0.0
-        progress.history.append(figures_now)
-        log.info("%s, %.1f pictures/s", json.dumps(figures_now), speed)
-        for key in ("train_loss", "figure", "learning_rate", "gradient_norm", "val_loss", "distinct"):
-            writer.add_scalar(key, figures_now[key], progress.epoch)
-        writer.add_scalar("pictures_per_second", speed, progress.epoch)
-        for name, value in result.cider.items():
-            writer.add_scalar(f"val_cider/{name}", value, progress.epoch)
+        record = progress.end_epoch(optimizer.param_groups[0]["lr"], {**result.figures(), "score": score})
+        _log_epoch(writer, record, speed)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
-            metrics = {"validation": figures_now, "recipe": asdict(recipe), "made_from": made_from}
+            metrics = {"validation": record, "recipe": asdict(recipe), "made_from": made_from}
             save_captioner(captioner, run / "best", metrics)
         if average:
             average.swap()
@@ -190,6 +144,16 @@ def train(
     ciders = ", ".join(f"{name} {value:.1f}" for name, value in best["val_cider"].items())
     log.info("best epoch %d, validation CIDEr %s, loss %.3f, in %s", best["epoch"], ciders, best["val_loss"], run)
     return run / "best"
+
+
+def _log_epoch(writer: SummaryWriter, record: Mapping[str, Any], speed: float) -> None:
+    """An epoch's record as a line and as points of TensorBoard's curves. speed: pictures a second."""
+    log.info("%s, %.1f pictures/s", json.dumps(record), speed)
+    for key in ("train_loss", "figure", "learning_rate", "gradient_norm", "val_loss", "distinct"):
+        writer.add_scalar(key, record[key], record["epoch"])
+    writer.add_scalar("pictures_per_second", speed, record["epoch"])
+    for name, value in record["val_cider"].items():
+        writer.add_scalar(f"val_cider/{name}", value, record["epoch"])
 
 
 def _as_run(recipe: Recipe, captioner: Captioner, device: torch.device) -> Recipe:

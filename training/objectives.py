@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,8 +18,50 @@ from model.encoder import as_regions
 from model.runtime.torch_engine import TorchStepper
 from model.search import search
 from model.vocabulary import END, PAD, START, Vocabulary
+from training.batching import Batch, CaptionSource
+from training.config import TrainConfig
 from training.scoring.cider import CiderD
 from training.scoring.objects import Objects
+
+
+class Objective:
+    """What a step goes down, as `config` says: the likelihood of captions, or the reward of found ones, or both.
+
+    teachers: captioners whose mean probabilities `config.teacher_share` of the likelihood loss follows.
+    """
+
+    def __init__(
+        self, captioner: Captioner, source: CaptionSource, config: TrainConfig, teachers: Sequence[Captioner]
+    ) -> None:
+        self.captioner, self.config, self.teachers = captioner, config, teachers
+        self.frozen, self.pictures = source.features.stages, len(source.ids)
+        if config.objective == "cider":
+            # Mirrored pictures have references of their own, in the second half.
+            references = [*source.ids, *source.mirrored_ids]
+            self.reward = Reward(captioner.vocabulary, references, self.pictures, config.object_weight)
+
+    def __call__(self, batch: Batch, own_share: float) -> tuple[Tensor, float]:
+        """The loss of a batch, and what to show beside it: perplexity, or the mean reward."""
+        config = self.config
+        memory = memory_of(self.captioner, batch.inputs, self.frozen)
+        if config.objective == "likelihood":
+            loss = self.likelihood(memory, batch, own_share)
+            return loss, math.exp(min(float(loss.detach()), 20))
+        rows = [row + self.pictures * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
+        seen = Memory(*(part.detach() for part in memory))
+        find = best if config.candidates == "beam" else draw
+        words = find(self.captioner, seen, config.samples, config.max_words)
+        loss, reward = cider_loss(self.captioner, memory, rows, self.reward, words)
+        if config.likelihood_weight:
+            loss = loss + config.likelihood_weight * self.likelihood(memory, batch, own_share)
+        return loss, reward
+
+    def likelihood(self, memory: Memory, batch: Batch, own_share: float) -> Tensor:
+        """`likelihood_loss`, with what the teachers see of the same pictures."""
+        with torch.no_grad():
+            theirs = [(teacher, memory_of(teacher, batch.inputs, self.frozen)) for teacher in self.teachers]
+        smoothing, share = self.config.label_smoothing, self.config.teacher_share
+        return likelihood_loss(self.captioner, memory, batch.words, smoothing, own_share, theirs, share)
 
 
 def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memory:

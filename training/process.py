@@ -21,7 +21,7 @@ _MALLOC = {
 }
 
 
-def settle() -> None:
+def configure_process() -> None:
     """Flush denormal numbers, a hundred times slower than others on a CPU, and, with glibc, keep freed memory."""
     torch.set_flush_denormal(True)
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):

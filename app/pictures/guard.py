@@ -54,7 +54,7 @@ from model.images import FORMATS
 logger = logging.getLogger("app.guard")
 
 ROOT = Path(__file__).parents[2]  # where `app` is imported from
-MEGABYTE = 2**20
+MEBIBYTE = 2**20
 QUICK, QUICK_PER_BYTE = 0.1, 20e-9  # seconds of CPU after which a picture is dear
 QUICK_SHARE = 4  # of the memory that a picture may take it has a quarter at first; one at a time may have all
 SECONDS_PER_BYTE = 50e-9  # smaller files first: one of 20 MB lets those of the second after it pass
@@ -232,7 +232,7 @@ class Guard:
         worker.job, worker.begun, worker.cpu = job, time.monotonic(), worker.cpu_seconds()
         worker.served += 1
         worker.shared[: len(job.data)] = job.data
-        memory = self.memory_mb * MEGABYTE // (1 if job.large else QUICK_SHARE)
+        memory = self.memory_mb * MEBIBYTE // (1 if job.large else QUICK_SHARE)
         try:
             worker.channel.send(REQUEST.pack(len(job.data), memory))
         except OSError:  # it has just ended; reading its channel tells
@@ -300,7 +300,7 @@ class Guard:
             logger.error("a decoder answered nonsense: %r", error)
             self._retry(job, "nonsense")
             worker.served = PICTURES
-        if len(job.data) > MEGABYTE:
+        if len(job.data) > MEBIBYTE:
             worker.shared.madvise(mmap.MADV_REMOVE)
         if job.dear or worker.served >= PICTURES:
             self._end(worker, "replaced")  # it may hold much
@@ -390,7 +390,7 @@ class Guard:
                 self.preprocess,
                 self.max_pixels,
                 self.seconds,
-                self.memory_mb * MEGABYTE,
+                self.memory_mb * MEBIBYTE,
                 max(self.max_bytes, 3 * self.preprocess.size**2),
             )
         )

@@ -32,7 +32,7 @@ from model.runtime.engine import CaptionEngine, Lane, Regions
 
 logger = logging.getLogger("app.batching")
 
-LINGER = 5.0  # seconds that the lanes get at the end for work that nobody waits for any more
+JOIN_SECONDS = 5.0  # seconds that the lanes get at the end for work that nobody waits for any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Item:
         return not self.future.done()
 
     @property
-    def wish(self) -> tuple[SearchConfig, bool]:
+    def group_key(self) -> tuple[SearchConfig, bool]:
         """What pictures that are searched together have in common."""
         return self.search, self.explain
 
@@ -95,7 +95,7 @@ class Batcher:
         self.admitted = 0  # pictures accepted and not yet answered
         self._lines: deque[Line] = deque()  # those that are not empty, each once
         self._busy: dict[Lane, float] = {}  # since when
-        self._due = threading.Condition()  # guards all that, and wakes lanes that are free
+        self._condition = threading.Condition()  # guards all that, and wakes lanes that are free
         self._seconds_per_picture = 0.0  # smoothed, for Retry-After
         self._stopping = False
         self._threads: list[threading.Thread] = []  # while running
@@ -118,10 +118,10 @@ class Batcher:
         """Let accepted work finish, then let the lanes' threads go."""
         while self.admitted:
             await self._empty.wait()
-        with self._due:
+        with self._condition:
             self._stopping = True
-            self._due.notify_all()
-        end = time.monotonic() + LINGER
+            self._condition.notify_all()
+        end = time.monotonic() + JOIN_SECONDS
         for thread in self._threads:
             await asyncio.to_thread(thread.join, max(end - time.monotonic(), 0))
         self._threads = []
@@ -129,7 +129,7 @@ class Batcher:
     @property
     def engine_seconds(self) -> float:
         """How long the engine has been busy with the oldest work that it is at; 0 while it is idle."""
-        with self._due:
+        with self._condition:
             return time.perf_counter() - min(self._busy.values()) if self._busy else 0.0
 
     @contextmanager
@@ -162,18 +162,18 @@ class Batcher:
         """
         line = deque() if line is None else line
         item = Item(pixels, search, explain, self._loop.create_future())
-        with self._due:
+        with self._condition:
             line.append(item)
             if len(line) == 1:
                 self._lines.append(line)
-            self._due.notify()
+            self._condition.notify()
         return await item.future
 
     def _count(self, pictures: int) -> None:
-        with self._due:
+        with self._condition:
             self.admitted += pictures
             if pictures < 0 and self.engine.gains_from_batches:
-                self._due.notify_all()  # a batch waits only for pictures that may yet come
+                self._condition.notify_all()  # a batch waits only for pictures that may yet come
         self.metrics.admitted.inc(pictures)
         if self.admitted:
             self._empty.clear()
@@ -189,48 +189,48 @@ class Batcher:
         is idle: a tenth of the time with two. So lanes keep to a CPU each, except for a picture that has all of them.
         """
         place = all_cpus
-        while due := self._wait(lane):
-            batch, share, alone = due
-            if place != (place := all_cpus if alone else own_cpu):
+        while work := self._wait(lane):
+            batch, share, whole_device = work
+            if place != (place := all_cpus if whole_device else own_cpu):
                 stay_on(place)
             try:
-                self._caption(lane, self.engine if alone else lane, batch, share)
+                self._caption(lane, self.engine if whole_device else lane, batch, share)
             except Exception:
                 logger.exception("unexpected error")
-            with self._due:
+            with self._condition:
                 del self._busy[lane]
 
     def _wait(self, lane: Lane) -> tuple[list[Item], int, bool] | None:
         """What the lane is to caption next, how many in all, and whether with all of the device; None at the end."""
-        with self._due:
+        with self._condition:
             while True:
-                self._company()
+                self._gather_batch()
                 share = min(math.ceil(self._waiting / len(self.engine.lanes)), self.batch_size)
                 if share > self.engine.searched_at_once:  # whole searches: what is left over is searched for apart
                     share -= share % self.engine.searched_at_once
-                if batch := self._take(share if self.engine.gains_from_batches else 1):
+                if batch := self._dequeue(share if self.engine.gains_from_batches else 1):
                     break
                 if self._stopping:
                     return None
-                self._due.wait()
-            alone = self.admitted <= 1 and not self._busy
+                self._condition.wait()
+            whole_device = self.admitted <= 1 and not self._busy
             self._busy[lane] = time.perf_counter()
-            return batch, share, alone
+            return batch, share, whole_device
 
-    def _company(self) -> None:
+    def _gather_batch(self) -> None:
         """Where batches gain, let pictures that are being decoded join those that wait."""
         end = time.monotonic() + self.batch_wait
         while self.engine.gains_from_batches and 0 < self._waiting < min(self.admitted, self.batch_size):
             left = end - time.monotonic()
             if left <= 0:
                 return
-            self._due.wait(left)
+            self._condition.wait(left)
 
     @property
     def _waiting(self) -> int:
         return sum(map(len, self._lines))
 
-    def _take(self, count: int) -> list[Item]:
+    def _dequeue(self, count: int) -> list[Item]:
         """Up to `count` of the pictures that wait, one of each request in turn, the longest waiting request first."""
         batch: list[Item] = []
         while self._lines and len(batch) < count:
@@ -247,15 +247,15 @@ class Batcher:
         encoded = self._encode(encoder, batch)
         # One by one, where that is as fast: a lane that is done sooner takes more of them.
         while len(encoded) < share and not self.engine.gains_from_batches:
-            with self._due:
-                batch = self._take(1)
+            with self._condition:
+                batch = self._dequeue(1)
             if not batch:
                 break
             encoded += self._encode(encoder, batch)
-        wishes: dict[Any, list[Encoded]] = {}
+        groups: dict[Any, list[Encoded]] = {}
         for one in encoded:
-            wishes.setdefault(one.item.wish, []).append(one)
-        for group in wishes.values():
+            groups.setdefault(one.item.group_key, []).append(one)
+        for group in groups.values():
             self._search(lane, [one for one in group if one.item.wanted])
 
     def _encode(self, encoder: Lane, batch: list[Item]) -> list[Encoded]:
@@ -279,12 +279,12 @@ class Batcher:
         start = _begin(batch)
         try:
             regions = _regions(group)
-            captions, tags = lane.generate(regions, *batch[0].wish), self.engine.tags(regions)
+            captions, tags = lane.generate(regions, *batch[0].group_key), self.engine.tags(regions)
             _check(captions, batch)
         except Exception as error:
-            alone = self._one_by_one(batch, error)
+            retried = self._one_by_one(batch, error)
             for one in group:
-                if one.item in alone:
+                if one.item in retried:
                     self._search(lane, [one])
             return
         seconds = time.perf_counter() - start
@@ -293,7 +293,7 @@ class Batcher:
         per_picture = (
             (sum(one.seconds / len(one.regions) for one in group) + seconds) / len(batch) / len(self.engine.lanes)
         )
-        with self._due:
+        with self._condition:
             self._seconds_per_picture += 0.2 * (per_picture - self._seconds_per_picture)
         answers = [
             Answer(mine, one.item.waited, one.seconds, seconds, its)

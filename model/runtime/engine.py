@@ -123,12 +123,12 @@ class CaptionEngine(Lane):
         return self.generate(self.encode(pixels), search, explain)
 
     @property
-    def ways(self) -> Sequence[int]:
+    def warm_up_sizes(self) -> Sequence[int]:
         """Batch sizes that go different ways through the engine."""
         return (1,)
 
     def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
         """Run blank pictures through once, so that the first real one is not slower."""
         size = self.config.preprocess.size
-        for batch in batch_sizes or self.ways:
+        for batch in batch_sizes or self.warm_up_sizes:
             self.caption(np.zeros((batch, size, size, 3), np.uint8))

@@ -227,7 +227,7 @@ class OpenVINOEngine(CaptionEngine):
         return self._lanes
 
     @property
-    def ways(self) -> Sequence[int]:
+    def warm_up_sizes(self) -> Sequence[int]:
         """A lone picture, one for each lane, and several for each."""
         return sorted({1, len(self.lanes), SEVERAL * len(self.lanes)})
 

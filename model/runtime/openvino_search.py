@@ -60,9 +60,7 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     done_after = _joined(done, settled, best, ended, length)
     live = _live(best, ended, K)
     settled_after = _settled(settled, live.scores, done_after.scores, length)
-    goes_on = op.logical_not(op.gather(settled_after, op.subtract(wanted, _int(1)), _int(1)))  # (B,)
-    # One that is finished finds nothing more while others go on.
-    scores_after = op.select(op.unsqueeze(goes_on, _int(1)), live.scores, _minus_inf())
+    finished, scores_after = _finished(settled_after, live.scores, wanted)
 
     # What each step hands to the next, and what the first begins with: one hypothesis, whose copies cannot win.
     start = _input("start", [B, state.get_shape()[-1]], np.float32)
@@ -81,7 +79,7 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     # The same at every step: what is left of the step graph's inputs is the encoder's.
     numbers = {"limit": limit, "shortest": shortest, "wanted": wanted, "count": count, "length_penalty": penalty}
     fixed = {**given, **numbers}
-    return _loop(t, carried, fixed, start, op.reduce_logical_or(goes_on, _int([0]), True))
+    return _loop(t, carried, fixed, start, op.reduce_logical_or(op.logical_not(finished), _int([0]), True))
 
 
 class Done(NamedTuple):
@@ -191,6 +189,17 @@ def _settled(settled: ov.Node, live_scores: ov.Node, done_scores: ov.Node, lengt
     """
     best_live = op.divide(op.gather(live_scores, _int([0]), _int(1)), length)  # (B, 1)
     return op.logical_or(settled, op.less(best_live, done_scores))
+
+
+def _finished(settled: ov.Node, scores: ov.Node, wanted: ov.Node) -> tuple[ov.Node, ov.Node]:
+    """Which pictures (B,) are finished; they find nothing more while others go on.
+
+    `beam_search`:
+        finished = settled[:, config.num_captions - 1]
+        scores = xp.where(finished[:, None], minus_inf, scores)
+    """
+    finished = op.gather(settled, op.subtract(wanted, _int(1)), _int(1))
+    return finished, op.select(op.unsqueeze(finished, _int(1)), _minus_inf(), scores)
 
 
 def _loop(

@@ -16,10 +16,10 @@ from training.process import native
 _SCRIPT = """
 import resource, sys
 import torch
-from training.process import settle
+from training.process import configure_process
 
 if sys.argv[1] == "settled":
-    settle()
+    configure_process()
 print(float(torch.tensor([1e-40]).mul(1.0)))
 
 def resident():

@@ -14,10 +14,9 @@ import torch
 from model.errors import CaptionModelError, ConfigError
 from training import optimisation
 from training.commands.arguments import add_cache
-from training.config import RECIPES
 from training.data import DataError, read
-from training.process import settle
-from training.studies.ablate import Bench, page, plot, read_record, read_table
+from training.process import configure_process
+from training.studies.ablate import ROWS, Bench, page, plot, read_record, read_table
 
 log = logging.getLogger("training.ablate")
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.ablate", description="Make the ablation table.")
     parser.add_argument("--data", nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
-    parser.add_argument("--table", type=Path, default=RECIPES / "ablation.toml", help="TOML with [base] and [rows]")
+    parser.add_argument("--table", type=Path, default=ROWS, help="TOML with [base] and [rows]")
     parser.add_argument("--rows", nargs="+", help="names of rows to run now; the page shows all recorded")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so long")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows and not options.data:
         parser.error("rows are run on --data")
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     began, record = time.monotonic(), options.docs / "ablation.json"
     try:

@@ -16,7 +16,7 @@ from training.data import DataError, read
 from training.evaluation import confidence, teacher_force
 from training.finishing.calibrate import fit_temperature
 from training.finishing.export import export
-from training.process import settle
+from training.process import configure_process
 from training.scoring.metrics import expected_calibration_error
 
 log = logging.getLogger("training.calibrate")
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data(parser)
     parser.add_argument("--split", default="val", help="pictures to fit on (default: val)")
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         captioner = load_captioner(options.folder)

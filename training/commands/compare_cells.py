@@ -14,7 +14,7 @@ from model.errors import CaptionModelError
 from training.commands.arguments import add_cache
 from training.config import find_recipe
 from training.data import DataError, read
-from training.process import settle
+from training.process import configure_process
 from training.studies.compare_cells import (
     KINDS,
     PICTURES,
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where cells.md and its plots go")
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     file: Path = options.docs / "cells.md"
     try:

@@ -18,7 +18,7 @@ from model.runtime import load_engine
 from training.commands.arguments import add_data
 from training.data import DataError, read
 from training.evaluation import Result, calibration_error, describe, entries_of, evaluate, teacher_force
-from training.process import settle
+from training.process import configure_process
 from training.scoring import failures
 from training.scoring.gallery import write_gallery
 from training.scoring.metrics import SCORES, MetricError, require_java
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--failures", type=int, default=0, help="only the N worst captions in the gallery, by kind")
     parser.add_argument("--judgements", type=Path, help="JSON of picture name -> [kind, note], put in place of guesses")
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     if options.failures and not options.gallery:
         parser.error("--failures needs --gallery")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -13,7 +13,7 @@ from pathlib import Path
 from model.checkpoint import GRAPHS, open_checkpoint
 from model.errors import CaptionModelError
 from training.finishing.export import export
-from training.process import settle
+from training.process import configure_process
 
 log = logging.getLogger("training.export")
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a checkpoint folder")
     parser.add_argument("--to", type=Path, help="copy the checkpoint there first, and export there")
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder: Path = options.to or options.folder
     try:

@@ -13,7 +13,7 @@ from model.errors import CaptionModelError
 from training.commands.arguments import add_cache, add_choose, add_data
 from training.data import DataError, read
 from training.finishing.interpolate import SHARES, choose
-from training.process import settle
+from training.process import configure_process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_choose(parser)
     add_cache(parser)
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         best, history = choose(load_captioner(options.a), load_captioner(options.b), read(*options.data), options.cache,

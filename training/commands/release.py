@@ -13,7 +13,7 @@ from model.errors import CaptionModelError
 from training.commands.arguments import add_cache, add_choose, add_data
 from training.data import DataError
 from training.finishing.release import release
-from training.process import settle
+from training.process import configure_process
 from training.scoring.metrics import MetricError
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))

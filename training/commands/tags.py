@@ -19,7 +19,7 @@ from training.augment import AugmentConfig
 from training.commands.arguments import add_cache, add_data
 from training.data import DataError, read
 from training.finishing.tags import choose_tags, fit, predict, targets_of
-from training.process import settle
+from training.process import configure_process
 from training.scoring.metrics import expected_calibration_error
 from training.scoring.objects import WORDS, Objects
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cache(parser)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         torch.manual_seed(0)

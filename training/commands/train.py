@@ -18,7 +18,7 @@ from training.config import find_recipe
 from training.data import DataError, read
 from training.initialisation import inherited
 from training.loop import train
-from training.process import settle
+from training.process import configure_process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", action="store_true", help="export the best checkpoint to RUN/served, to be served")
     parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
     options = parser.parse_args(arguments)
-    settle()
+    configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)

@@ -1,6 +1,6 @@
 """What each choice is worth: docs/ablation.md, its JSON and its plot.
 
-Every row of recipes/ablation.toml is the base recipe with one thing changed, on the same small budget; some rows
+Every row of ablation.toml is the base recipe with one thing changed, on the same small budget; some rows
 train nothing: they search otherwise with the base row's model, or join the models of rows above. The JSON is the
 record: a row that stands there is not run again, so the table grows over as many sittings, on as many machines,
 as it takes. Checkpoints stay on the machine that made them, so a row whose model another one needs is run again
@@ -35,6 +35,7 @@ from training.validation import best_epoch
 
 log = logging.getLogger("training.ablate")
 
+ROWS = Path(__file__).parent / "ablation.toml"
 NAMING = ("train_sets", "init", "teachers", "between", "ensemble")  # keys of a row that are none of a recipe
 SECTIONS = {
     "training": "What is trained",

@@ -278,7 +278,7 @@ def test_a_failing_search_of_pictures_encoded_one_by_one_is_tried_one_by_one_too
 
     async def test(batcher: Batcher) -> None:
         with batcher.admit(8):
-            with batcher._due:  # all of them wait before a lane looks
+            with batcher._condition:  # all of them wait before a lane looks
                 work = await settle(*(batcher.submit(pixels((i * 30, 0, 0)), BEAM, False) for i in range(8)))
             answers = await asyncio.gather(*work)
         assert all(right(a, (i * 30, 0, 0)) for i, a in enumerate(answers))
@@ -396,7 +396,7 @@ def test_a_lane_takes_its_share_of_what_waits(batch_size: int, at_once: int, lar
 
     async def test(batcher: Batcher) -> None:
         with batcher.admit(12):
-            with batcher._due:  # all of them wait before a lane looks
+            with batcher._condition:  # all of them wait before a lane looks
                 work = [batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(12)]
                 work = await settle(*work)
             for _ in range(3):
@@ -424,7 +424,7 @@ def test_a_lane_that_is_held_up_leaves_its_share_to_others() -> None:
 
     async def test(batcher: Batcher) -> None:
         with batcher.admit(9):
-            with batcher._due:  # all of them wait before a lane looks
+            with batcher._condition:  # all of them wait before a lane looks
                 work = await settle(*(batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(9)))
             await gate.wait()
             while sum(task.done() for task in work) < 8:  # noqa: ASYNC110
@@ -450,7 +450,7 @@ def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest
         assert stayed == []  # a lane may run anywhere from the beginning
         await free(batcher)
         with batcher.admit(3):
-            with batcher._due:  # all of them wait before a lane looks
+            with batcher._condition:  # all of them wait before a lane looks
                 more = await settle(*(batcher.submit(pixels((i, 0, 0)), BEAM, False) for i in range(3)))
             for _ in range(2):
                 await gate.wait()
@@ -475,7 +475,7 @@ def test_stopping_ends_the_threads_of_all_lanes() -> None:
 
 
 def test_an_engine_that_hangs_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.serving.batching.LINGER", 0.05)
+    monkeypatch.setattr("app.serving.batching.JOIN_SECONDS", 0.05)
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:

@@ -14,7 +14,7 @@ from model.errors import ConfigError
 from tests.training.shapes import write_shapes
 from tests.training.tiny import CPU, recipe, shapes
 from training.commands.ablate import main
-from training.config import RECIPES, Recipe
+from training.config import Recipe
 from training.data import CaptionData, read
 from training.finishing.interpolate import SHARES, between
 from training.loop import train
@@ -123,7 +123,7 @@ def test_mistakes_are_errors(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_the_table_that_ships_is_valid_and_every_row_is_another() -> None:
-    table = read_table(RECIPES / "ablation.toml")
+    table = read_table(ablate.ROWS)
     assert len({replace(row, name="", change="") for row in table.rows}) == len(table.rows)
     assert {table.section(row) for row in table.rows} == set(ablate.SECTIONS)
     assert len(table.seeds()) == 2
@@ -321,7 +321,7 @@ def test_the_record_alone_gives_the_page(
 
 
 def test_the_page_that_ships_is_what_its_record_gives() -> None:
-    table = read_table(RECIPES / "ablation.toml")
+    table = read_table(ablate.ROWS)
     recorded = read_record(DOCS / "ablation.json")
     assert table.known(recorded) == recorded
     assert ablate.page(table, recorded) == (DOCS / "ablation.md").read_text()
