@@ -227,7 +227,7 @@ def test_every_setting_of_an_env_file_reaches_the_service_and_git_ignores_it() -
     assert set(re.findall(r"\$\{(\w+)", compose)) == {"PUBLISH", "CPUS", "MEMORY"}
 
 
-@pytest.mark.parametrize("group", [None, "serve", "gpu"])
+@pytest.mark.parametrize("group", [None, "serve", "gpu", "ray"])
 def test_images_install_the_requirements_of_the_project(group: str | None) -> None:
     command = [sys.executable, "scripts/requirements.py", *([group] if group else [])]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -252,6 +252,7 @@ def test_images_are_built_for_every_compose_target_and_run_without_root() -> Non
     assert not re.search(r"^# *syntax=", DOCKERFILE, re.M)  # which would ask a registry
     assert "HEALTHCHECK" in stages["runtime"]
     assert "USER" not in stages["cpu"] + stages["gpu"]
+    assert re.findall(r"^USER (.*)", stages["ray"], re.M)[-1] == "10001:10001"
 
 
 def test_the_build_context_holds_what_the_dockerfile_copies_and_nothing_of_git() -> None:

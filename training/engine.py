@@ -20,7 +20,7 @@ from model.encoder import as_regions, drop_paths
 from model.runtime.torch_engine import TorchStepper
 from model.search import Stepper, search
 from model.vocabulary import END, PAD, START, Vocabulary, words_of
-from training import sides
+from training import distributed, sides
 from training.augment import AugmentConfig, augment
 from training.cider import CiderD
 from training.config import TrainConfig
@@ -77,8 +77,13 @@ class CaptionSource:
         self.longest = np.array([min(max(map(len, ids)), config.max_words) for ids in self.ids])
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return math.ceil(sum(round(len(rows) * visits) for rows, visits in self.sets) / self.config.batch_size)
+        """Batches an epoch, of `config.batch_size` pictures a process; a last one too small to share joins another."""
+        full, rest = divmod(sum(round(len(rows) * visits) for rows, visits in self.sets), self._size)
+        return full + (rest >= distributed.count())
+
+    @property
+    def _size(self) -> int:
+        return self.config.batch_size * distributed.count()
 
     def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`."""
@@ -91,13 +96,19 @@ class CaptionSource:
     def _shuffled(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """A shuffle in which pictures with captions of like length stand together: less padding."""
         order = rng.permutation(np.concatenate([_visited(rows, visits, rng) for rows, visits in self.sets]))
-        size = self.config.batch_size
+        size = self._size
         pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
         order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
+        if len(batches[-1]) < distributed.count():
+            *batches, before, last = batches
+            batches.append(np.concatenate([before, last]))
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _batch(self, rows: list[int], views: list[int], epoch: int, number: int, device: torch.device) -> Batch:
+        """This process's share of a batch, and what would be in it, whoever had it."""
+        places = distributed.mine(range(len(rows)))
+        rows, views = [rows[i] for i in places], [views[i] for i in places]
         if self.features.data.dtype == np.uint8:  # pixels: augment now
             seeds = [np.random.default_rng([self.config.seed, epoch, number, r]) for r in rows]
             made = [augment(self.features.data[r, 0], s, self.augmentation) for r, s in zip(rows, seeds, strict=True)]
@@ -111,10 +122,10 @@ class CaptionSource:
             chosen = [0 if bad else v for v, bad in zip(views, untrue, strict=True)]  # 0: as it is
             inputs = self.features.batch(rows, chosen, device)
             flipped = [bool(self.features.flipped[r, v]) for r, v in zip(rows, chosen, strict=True)]
-        rng = np.random.default_rng([self.config.seed, epoch, *rows])
         captions = []
-        for row, flip in zip(rows, flipped, strict=True):
+        for place, row, flip in zip(places, rows, flipped, strict=True):
             mine = (self.mirrored_ids if flip else self.ids)[row]
+            rng = np.random.default_rng([self.config.seed, epoch, number, place])
             # As many captions as asked for: all when they are so many, some again when they are fewer.
             order = rng.permutation(len(mine))
             captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
@@ -351,6 +362,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> floa
     """
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    distributed.average(p.grad for p in parameters if p.grad is not None)
     norm = float(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
     if not (math.isfinite(float(loss.detach())) and math.isfinite(norm)):
         raise TrainingDiverged(
@@ -407,10 +419,8 @@ def evaluate_with(
 
     speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
     """
-    captions: list[list[str]] = []
-    losses: list[float] = []
-    weights: list[int] = []
-    for start in range(0, len(pictures), 100):
+    parts: list[tuple[int, list[list[str]], float]] = []
+    for start in distributed.mine(range(0, len(pictures), 100)):
         rows = list(range(start, min(start + 100, len(pictures))))
         ids = [[vocabulary.encode(c) for c in pictures[r].captions] for r in rows]
         # Whole, however much of them is taught; but one without end would fill the memory with padding.
@@ -418,9 +428,9 @@ def evaluate_with(
         with autocast(device, config.precision):
             stepper, loss = speak(rows, words.to(device))
             found = search(stepper, search_config)
-        losses.append(float(loss))
-        weights.append(len(rows))
-        captions += [vocabulary.decode(mine[0].words) if mine else [] for mine in found]
+        parts.append((start, [vocabulary.decode(mine[0].words) if mine else [] for mine in found], float(loss)))
+    parts = sorted(part for each in distributed.gathered(parts) for part in each)
+    captions = [caption for _, mine, _ in parts for caption in mine]
     references = [[words_of(c) for c in picture.captions] for picture in pictures]
     sources = [picture.source for picture in pictures]
     cider = {}
@@ -429,4 +439,5 @@ def evaluate_with(
         scorer = CiderD([references[i] for i in rows])
         cider[source] = 100 * float(scorer.score([captions[i] for i in rows], range(len(rows))).mean())
     repeated = sum(repeats_bigram(words) for words in captions) / len(captions)
-    return Evaluation(captions, cider, float(np.average(losses, weights=weights)), repeated)
+    loss_a_word = np.average([loss for _, _, loss in parts], weights=[len(mine) for _, mine, _ in parts])
+    return Evaluation(captions, cider, float(loss_a_word), repeated)

@@ -27,8 +27,8 @@ from model.config import ModelConfig, PreprocessConfig, from_dict
 from model.decoder import Memory
 from model.encoder import default_preprocess
 from model.errors import CaptionModelError, ConfigError
-from model.vocabulary import SPECIAL, Vocabulary
-from training import coverage, engine, features
+from model.vocabulary import PAD, SPECIAL, Vocabulary
+from training import coverage, distributed, engine, features
 from training.config import Recipe, TrainConfig, find_recipe
 from training.data import CaptionData, DataError, Picture, read
 from training.pieces import build_pieces
@@ -86,7 +86,7 @@ def train(
     digests = {split: features.contents(data.split(split)) for split in ("train", "val")}
     made_from = _made_from(recipe, captioner, data, digests, init, teachers)
     state = run / "state.pt"
-    saved = _saved(state, recipe, made_from)
+    saved = distributed.from_first(lambda: _saved(state, recipe, made_from))
 
     # --- pictures and captions
     def cached(split: str, views: int) -> features.Features:
@@ -113,7 +113,7 @@ def train(
         progress = _restore(saved, captioner, optimizer, average)
         log.info("resuming at epoch %d, step %d", progress.epoch + 1, progress.step)
     else:
-        write_json(run / "recipe.json", asdict(recipe))
+        distributed.by_first(write_json)(run / "recipe.json", asdict(recipe))
 
     # --- loss
     if config.objective == "cider":
@@ -133,44 +133,49 @@ def train(
         """The loss and a figure to show beside it: perplexity, or the mean reward."""
         if config.objective == "likelihood":
             loss = likelihood(memory, batch)
-            return loss, math.exp(min(float(loss.detach()), 20))
+            return loss * _weight(batch.words), math.exp(min(float(loss.detach()), 20))
         pictures = [row + len(source.ids) * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
         seen = Memory(*(part.detach() for part in memory))
         find = engine.best if config.candidates == "beam" else engine.draw
         words = find(captioner, seen, config.samples, config.max_words)
         loss, figure = engine.cider_loss(captioner, memory, pictures, reward, words)
+        loss = loss * _weight(words)
         if config.likelihood_weight:
-            loss = loss + config.likelihood_weight * likelihood(memory, batch)
+            loss = loss + config.likelihood_weight * likelihood(memory, batch) * _weight(batch.words)
         return loss, figure
 
     # --- the loop
-    writer = SummaryWriter(run / "tensorboard")
+    writer = SummaryWriter(run / "tensorboard") if distributed.first() else None
     last_save = time.monotonic()
     while progress.epoch < epochs and progress.epoch - progress.best_epoch < patience:
         engine.training_mode(captioner, frozen, config)
         bar = tqdm(source.batches(progress.epoch, device, progress.step), f"epoch {progress.epoch + 1}/{epochs}",
                    total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
-                   )  # fmt: skip
+                   disable=not distributed.first())  # fmt: skip
         began, pictures = time.monotonic(), 0
         for batch in bar:
             factor = _schedule(progress.epoch * len(source) + progress.step, epochs * len(source), config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["peak"]
+            distributed.reseed(config.seed, progress.epoch, progress.step)
             with engine.autocast(device, config.precision):
                 memory = engine.memory_of(captioner, batch.inputs, train_set.stages)
                 loss, figure = loss_of(memory, batch)
             norm = engine.descend(loss, optimizer, config.clip)
+            if config.batch_norm == "learnt":
+                distributed.average(b for b in captioner.buffers() if b.is_floating_point())
             if average:
                 average.update()
             progress.step, pictures = progress.step + 1, pictures + len(batch.rows)
-            progress.loss, progress.figure = progress.loss + float(loss.detach()), progress.figure + figure
+            loss_now, figure = distributed.mean(float(loss.detach()), figure)
+            progress.loss, progress.figure = progress.loss + loss_now, progress.figure + figure
             progress.gradient_norm += norm
             means = {"loss": progress.loss / progress.step, "figure": progress.figure / progress.step}
             bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()}, refresh=False)
             if time.monotonic() - last_save > config.save_every:
                 _save(state, captioner, optimizer, average, progress, recipe, made_from)
                 last_save = time.monotonic()
-        speed = pictures / (time.monotonic() - began)
+        speed = distributed.count() * pictures / (time.monotonic() - began)
 
         if average:
             average.swap()
@@ -189,25 +194,33 @@ def train(
         progress.loss, progress.figure, progress.gradient_norm = 0.0, 0.0, 0.0
         progress.history.append(figures_now)
         log.info("%s, %.1f pictures/s", json.dumps(figures_now), speed)
-        for key in ("train_loss", "figure", "learning_rate", "gradient_norm", "val_loss", "distinct"):
-            writer.add_scalar(key, figures_now[key], progress.epoch)
-        writer.add_scalar("pictures_per_second", speed, progress.epoch)
-        for name, value in result.cider.items():
-            writer.add_scalar(f"val_cider/{name}", value, progress.epoch)
+        if writer:
+            for key in ("train_loss", "figure", "learning_rate", "gradient_norm", "val_loss", "distinct"):
+                writer.add_scalar(key, figures_now[key], progress.epoch)
+            writer.add_scalar("pictures_per_second", speed, progress.epoch)
+            for name, value in result.cider.items():
+                writer.add_scalar(f"val_cider/{name}", value, progress.epoch)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
             metrics = {"validation": figures_now, "recipe": asdict(recipe), "made_from": made_from}
-            save_captioner(captioner, run / "best", metrics)
+            distributed.by_first(save_captioner)(captioner, run / "best", metrics)
         if average:
             average.swap()
-        write_json(run / "history.json", progress.history)
+        distributed.by_first(write_json)(run / "history.json", progress.history)
         _save(state, captioner, optimizer, average, progress, recipe, made_from)
         last_save = time.monotonic()
-    writer.close()
+    if writer:
+        writer.close()
+    distributed.wait()
     best = best_epoch(progress.history)
     ciders = ", ".join(f"{name} {value:.1f}" for name, value in best["val_cider"].items())
     log.info("best epoch %d, validation CIDEr %s, loss %.3f, in %s", best["epoch"], ciders, best["val_loss"], run)
     return run / "best"
+
+
+def _weight(words: Tensor) -> Tensor | float:
+    """By what to multiply a mean loss over the words (B, N, T + 1) of this process: what it counts among all."""
+    return distributed.weight((words[..., 1:] != PAD).sum())
 
 
 def score_of(result: engine.Evaluation, pictures: Sequence[Picture], weights: Mapping[str, float]) -> float:
@@ -424,6 +437,7 @@ def _made_from(
         pictures = data.split(split)
         made_from[f"{name} pictures"] = digest([[p.source for p in pictures], list(digests[split])])
         made_from[f"{name} captions"] = digest([p.captions for p in pictures])
+    made_from["processes"] = str(distributed.count())
     made_from["init"] = checkpoint(init) if init else "none"
     made_from["teachers"] = ", ".join(map(checkpoint, teachers)) or "none"
     return made_from
@@ -442,7 +456,7 @@ def _saved(path: Path, recipe: Recipe, made_from: Mapping[str, str]) -> dict[str
     if not path.is_file():
         return None
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # no code runs
-    theirs = content.get("made_from", {})
+    theirs = {"processes": "1", **content.get("made_from", {})}
     other = [key for key in made_from if theirs.get(key) != made_from[key]]
     try:
         there = _flat(asdict(from_dict(Recipe, json.loads(content["recipe"]))))
@@ -459,6 +473,7 @@ def _saved(path: Path, recipe: Recipe, made_from: Mapping[str, str]) -> dict[str
     return content
 
 
+@distributed.by_first
 def _save(
     path: Path,
     captioner: Captioner,
@@ -516,20 +531,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
     options = parser.parse_args(arguments)
     settle()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = distributed.join(torch.device(device))
+        level = logging.INFO if distributed.first() else logging.ERROR
+        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
         if options.seed is not None:
             recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
-        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         run = options.run or Path("runs") / recipe.name
         data = read(*options.data, check_pictures=options.check)
         if options.check:
             from training.check import report  # it imports this module
 
-            print(report(recipe, data, options.cache, torch.device(device), options.init, options.teacher))
+            print(report(recipe, data, options.cache, device, options.init, options.teacher))
             return 0
-        train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
+        train(recipe, data, run, options.cache, device, options.init, options.teacher)
+        distributed.leave()
     except (CaptionModelError, DataError, engine.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
