@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import logging
 import os
 import sys
 import time
@@ -270,6 +271,7 @@ def caption_all(job: Job, left: Sequence[Shard], options: argparse.Namespace) ->
     if not address:
         local |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # answers go to files, not there
     ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own bar tells it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

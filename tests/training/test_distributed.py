@@ -59,13 +59,14 @@ def start(folder: Path, run: str, processes: int, more: str = "", epochs: int = 
     """Training on `processes`, in `folder / run`: batches of 8 in all, whoever has them."""
     recipe = folder / f"{run}.toml"
     recipe.write_text(RECIPE.format(epochs=epochs, batch=8 // processes) + more)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
+    launch = torchrun if processes > 1 else ["-m"]
     arguments = ["--recipe", str(recipe), "--data", str(folder / "shapes"), "--device", "cpu"]
     arguments += ["--run", str(folder / run), "--cache", str(folder / f"cache-{processes}")]
     if "cider" in more:
         arguments += ["--init", str(folder / "one" / "best")]
     return subprocess.Popen(
-        [sys.executable, *launch, "-m", "training.train", *arguments],
+        [sys.executable, *launch, "training.train", *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
