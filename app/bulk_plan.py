@@ -81,11 +81,12 @@ class Place:
             self.filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(opened))
 
     def __truediv__(self, name: str) -> Place:
-        return Place(f"{self.location.rstrip('/')}/{name}")
+        return Place(self.url(f"{self.path.rstrip('/')}/{name}") if self.remote else os.path.join(self.location, name))
 
     def url(self, path: str) -> str:
-        """`path` of this place's file system as a location of its own."""
-        return f"{self.location.partition('://')[0]}://{path.lstrip('/')}" if self.remote else path
+        """What is at `path`, in or below this folder, as a location of its own; options of a URL (`?`) stay."""
+        folder, mark, options = self.location.partition("?")
+        return f"{folder.rstrip('/')}{path.removeprefix(self.path.rstrip('/'))}{mark}{options}"
 
     def kind(self) -> pa.fs.FileType:
         return self.filesystem.get_file_info(self.path).type
@@ -191,10 +192,11 @@ def _below(filesystem: pa.fs.FileSystem, folder: str) -> Iterator[str]:
 
 
 def _items(file: str, column: str | None, trouble: Trouble) -> Iterator[Item]:
+    plain = (file.partition("?")[0] if "://" in file else file).lower()
     try:
-        if file.lower().endswith(".tar"):
+        if plain.endswith(".tar"):
             yield from _of_tar(file)
-        elif file.lower().endswith(".parquet"):
+        elif plain.endswith(".parquet"):
             yield from _of_table(file, column)
         else:
             yield Item(file, file)
