@@ -1,7 +1,7 @@
 """Writes the documents that are made from the code and from measured figures; --check only compares.
 
 docs/configuration.md from app/settings.py, docs/benchmarks.md from docs/benchmarks.json, and the
-marked blocks of README.md from both and from the embedded model's metrics.json.
+marked blocks of README.md and docs/scaling.md from both and from the embedded model's metrics.json.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import sizing  # noqa: E402
+
 from app.settings import Settings, markdown  # noqa: E402
 
 README = ROOT / "README.md"
+SCALING = ROOT / "docs" / "scaling.md"
 METRICS = ROOT / "model" / "weights" / "default" / "metrics.json"
 BENCHMARKS = ROOT / "docs" / "benchmarks.json"
 PLOT = ROOT / "docs" / "images" / "benchmarks.png"
@@ -252,6 +255,7 @@ def documents() -> dict[Path, str]:
         results = json.loads(BENCHMARKS.read_text())
         made[ROOT / "docs" / "benchmarks.md"] = benchmarks_markdown(results)
         blocks["speed"] = speed_block(results)
+        made[SCALING] = filled(SCALING.read_text(), {"sizing": sizing.block(results)})
     made[README] = filled(README.read_text(), blocks)
     return made
 
