@@ -271,7 +271,21 @@ def test_the_build_context_holds_what_the_dockerfile_copies_and_nothing_of_git()
     assert not any(fnmatch(".git", name) for name in let_in)
 
 
-@pytest.mark.parametrize("script", ["serve", "test", "train", "lint", "bench", "venv", "build-images", "audit"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "serve",
+        "test",
+        "train",
+        "lint",
+        "bench",
+        "venv",
+        "build-images",
+        "audit",
+        "bench-gpu",
+        "gpu-train",
+    ],
+)
 def test_scripts_can_be_run(script: str) -> None:
     assert os.access(ROOT / "scripts" / script, os.X_OK)
 

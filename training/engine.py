@@ -73,7 +73,7 @@ class CaptionSource:
         encode = captioner.vocabulary.encode
         self.ids = [[encode(c) for c in picture.captions] for picture in features.pictures]
         # Of the captions those whose mirrored form is surely true; a picture without any is not mirrored.
-        self.mirrored_ids = [[encode(c) for c in mine] for mine in _mirrored(features.pictures, augmentation)]
+        self.mirrored_ids = [[encode(c) for c in mine] for mine in mirrored_captions(features.pictures, augmentation)]
         self.longest = np.array([min(max(map(len, ids)), config.max_words) for ids in self.ids])
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -
     return np.concatenate([np.tile(rows, whole), rng.permutation(rows)[:more]])
 
 
-def _mirrored(pictures: Sequence[Picture], augmentation: AugmentConfig) -> list[list[str]]:
+def mirrored_captions(pictures: Sequence[Picture], augmentation: AugmentConfig) -> list[list[str]]:
     """Of each picture the captions of its mirror image; none at all where pictures are not mirrored."""
     if not augmentation.flip:
         return [[] for _ in pictures]
