@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,22 @@ serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port"
 for name, split in (("whole", False), ("split", True)):
     arguments = Arguments(split=split, settings={"max_upload_mb": 1, "decode_workers": 2})
     serve.run(build(arguments), name=name, route_prefix=f"/{name}")
-print("serving", flush=True)
+print("serving", ray.nodes()[0]["MetricsExportPort"], flush=True)
 sys.stdin.read()
 serve.shutdown()
 """
 
 
+@dataclass(frozen=True)
+class Running:
+    """Where applications and metrics are."""
+
+    url: str
+    exporter: str
+
+
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def running() -> Iterator[Running]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -64,18 +74,18 @@ def url() -> Iterator[str]:
     assert process.stdout is not None
     try:
         said = process.stdout.readline()
-        if said != "serving\n":
+        if not said.startswith("serving "):
             process.kill()
             pytest.fail(process.communicate()[1][-3000:])
-        yield f"http://127.0.0.1:{port}"
+        yield Running(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{said.split()[1]}/metrics")
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # Ray's own processes end when they lose this one
         process.communicate()
 
 
 @pytest.fixture(params=["whole", "split"])
-def client(request: pytest.FixtureRequest, url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{url}/{request.param}", timeout=WAIT, trust_env=False) as made:
+def client(request: pytest.FixtureRequest, running: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{running.url}/{request.param}", timeout=WAIT, trust_env=False) as made:
         yield made
 
 
@@ -116,6 +126,17 @@ def test_a_replica_is_ready_and_counts(client: httpx.Client, sample: bytes) -> N
     counted = re.search(r'^caption_pictures_total\{format="JPEG"\} (\S+)', client.get("/metrics").text, re.MULTILINE)
     assert counted is not None
     assert float(counted[1]) >= 2
+
+
+def test_our_metrics_are_in_rays_exporter(running: Running, sample: bytes) -> None:
+    httpx.post(f"{running.url}/whole/caption", content=sample, timeout=WAIT, trust_env=False)
+    wanted = re.compile(r'^ray_caption_pictures_total\{.*format="JPEG".*\} [1-9]', re.MULTILINE)
+    end = time.monotonic() + WAIT
+    while not wanted.search(text := httpx.get(running.exporter, timeout=WAIT, trust_env=False).text):
+        assert time.monotonic() < end, sorted(set(re.findall(r"^ray_caption_\w+", text, re.MULTILINE)))
+        time.sleep(1)
+    names = set(re.findall(r"^ray_(caption_\w+)", text, re.MULTILINE))
+    assert {"caption_admitted_pictures", "caption_stage_duration_seconds_bucket"} <= names
 
 
 # --- without a cluster ---------------------------------------------------------------------------
@@ -200,6 +221,33 @@ def test_a_replica_whose_engine_hangs_is_unhealthy() -> None:
         replica.check_health()
     replica.batcher.engine_seconds = 59.0
     replica.check_health()
+
+
+@pytest.mark.anyio
+async def test_so_is_one_that_cannot_decode_but_not_one_that_starts() -> None:
+    from types import SimpleNamespace
+
+    from app.errors import EngineHangs, NotReady
+    from app.ray_serving import Captions
+
+    cls = Captions.func_or_class  # type: ignore[attr-defined]
+    replica = cls.__new__(cls)
+    state = SimpleNamespace()
+    replica.application = SimpleNamespace(state=state)
+    await replica.check_health()
+    state.service = SimpleNamespace(
+        ready=True,
+        guard=SimpleNamespace(ready=True),
+        batcher=SimpleNamespace(engine_seconds=0.0),
+        settings=SimpleNamespace(hang=60.0),
+    )
+    await replica.check_health()
+    state.service.guard.ready = False
+    with pytest.raises(NotReady):
+        await replica.check_health()
+    state.service.batcher.engine_seconds = 61.0
+    with pytest.raises(EngineHangs):
+        await replica.check_health()
 
 
 @pytest.fixture
