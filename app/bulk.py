@@ -270,18 +270,19 @@ def caption_all(job: Job, left: Sequence[Shard], options: argparse.Namespace) ->
     local: dict[str, Any] = {} if address else {"num_cpus": options.workers and options.workers * options.cpus}
     if not address:
         local |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # answers go to files, not there
-    ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own bar tells it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     gpus = 1 if job.device == "cuda" else 0
-    most = options.workers or max(int(ray.cluster_resources().get("CPU", 1)) // job.threads, 1)
+    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    most = options.workers or max(int(cpus) // job.threads, 1)
     workers = min(most, len(left))
     rows = [shard._asdict() for shard in left]
     shards = ray.data.from_items(rows, override_num_blocks=len(rows))
     results = shards.map(
-        Worker,
+        Worker,  # type: ignore[arg-type]  # each actor makes one, and calls it
         fn_constructor_args=[job],
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=job.threads,

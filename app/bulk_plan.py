@@ -207,7 +207,7 @@ def _items(file: str, column: str | None, trouble: Trouble) -> Iterator[Item]:
 def _of_tar(file: str) -> Iterator[Item]:
     with Place(file).open() as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
         for member in tar:
-            tar.members = []  # which it would keep
+            tar.members = []  # type: ignore[attr-defined]  # which it would keep
             if member.isfile() and member.name.lower().endswith(files.SUFFIXES):
                 yield Item(f"{file}/{member.name}", file, member.offset_data, member.size)
 

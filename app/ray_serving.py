@@ -60,13 +60,15 @@ def build(arguments: Arguments) -> serve.Application:
     options = {"ray_actor_options": {"num_cpus": arguments.cpus}}
     if not arguments.split:
         ongoing = max(settings.queue_size // 2, 1)
-        bound: serve.Application = Captions.options(max_ongoing_requests=ongoing, **options).bind(arguments)
+        bound: serve.Application = Captions.options(  # type: ignore[attr-defined]
+            max_ongoing_requests=ongoing, **options
+        ).bind(arguments)
         return bound
     engine = Engine.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.engine_gpus},
         max_ongoing_requests=4 * settings.batch_size,
     ).bind(arguments)
-    split: serve.Application = Captions.options(**options).bind(arguments, engine)
+    split: serve.Application = Captions.options(**options).bind(arguments, engine)  # type: ignore[attr-defined]
     return split
 
 
@@ -95,7 +97,7 @@ def _settings(arguments: Arguments) -> Settings:
 class Captions:
     """The application: decodes pictures, and captions them itself or asks replicas of the engine."""
 
-    def __init__(self, arguments: Arguments, engine: DeploymentHandle | None = None) -> None:
+    def __init__(self, arguments: Arguments, engine: DeploymentHandle[Any] | None = None) -> None:
         self.settings = _settings(arguments)
         self.engine = engine
         self._export: asyncio.Task[None] | None = None
@@ -151,15 +153,16 @@ class Engine:
 
     async def caption(
         self, pixels: NDArray[np.uint8], search: SearchConfig | None, explain: bool
-    ) -> list[list[Caption]]:
-        """Captions of B pictures, (B, size, size, 3)."""
+    ) -> tuple[list[list[Caption]], NDArray[np.float32]]:
+        """Captions of B pictures, (B, size, size, 3), and the probabilities of their tags, (B, G)."""
         if not self._started:
             self.batcher.start()  # in the event loop that serves
             self._started = True
         with self.batcher.admit(len(pixels)):
             search = search or self.engine.config.search
             answers = await asyncio.gather(*(self.batcher.submit(one, search, explain) for one in pixels))
-        return [answer.captions for answer in answers]
+        tags = [getattr(answer, "tags", np.empty(0, np.float32)) for answer in answers]
+        return [answer.captions for answer in answers], np.stack(tags)
 
     def check_health(self) -> None:
         """Raise `EngineHangs` when the engine does."""
@@ -178,11 +181,12 @@ class Facts:
     card: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pixels(Regions):
-    """Pictures as they are: another process encodes them, (B, size, size, 3)."""
+    """Pictures as they are: another process encodes them, (B, size, size, 3). tags: known once they have captions."""
 
     pixels: NDArray[np.uint8]
+    tags: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -198,7 +202,7 @@ class Pixels(Regions):
 class RemoteLane(Lane):
     """A batch on its way to a replica of the engine and back."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self.handle = handle
 
     def encode(self, pixels: NDArray[np.uint8]) -> Pixels:
@@ -208,7 +212,8 @@ class RemoteLane(Lane):
         self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, Pixels)
-        captions: list[list[Caption]] = self.handle.caption.remote(regions.pixels, search, explain).result()
+        captions: list[list[Caption]]
+        captions, regions.tags = self.handle.caption.remote(regions.pixels, search, explain).result()
         return captions
 
 
@@ -217,7 +222,7 @@ class RemoteEngine(RemoteLane, CaptionEngine):
 
     gains_from_batches = False  # they make the batches; here nothing waits
 
-    def __init__(self, handle: DeploymentHandle, facts: Facts) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], facts: Facts) -> None:
         super().__init__(handle)
         self.name, self.device, self.config, self.card = facts.name, facts.device, facts.config, facts.card
         self._lanes = [RemoteLane(handle) for _ in range(LANES)]
@@ -225,6 +230,11 @@ class RemoteEngine(RemoteLane, CaptionEngine):
     @property
     def lanes(self) -> Sequence[Lane]:
         return self._lanes
+
+    def tags(self, regions: Regions) -> NDArray[np.float32]:
+        assert isinstance(regions, Pixels)
+        assert regions.tags is not None, "they come with the captions"
+        return regions.tags
 
     def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
         """Nothing: replicas of the engine have done it, and nobody may wait for them in this event loop."""
@@ -305,5 +315,5 @@ def problems() -> list[Middleware]:
 def __getattr__(name: str) -> Any:
     """`application`: what `serve build app.ray_serving:application` looks at, made when it is asked for."""
     if name == "application":
-        return build(Arguments())  # type: ignore[call-arg]
+        return build(Arguments())
     raise AttributeError(name)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from model.runtime.engine import Device  # noqa: E402
 from model.runtime.torch_engine import TorchEngine  # noqa: E402
 
 WEIGHTS = ROOT / "model" / "weights" / "default"
@@ -238,7 +239,9 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device: Device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     bench = Bench(device, options.seconds, options.json)
     print(json.dumps(bench.made), flush=True)
     engine = TorchEngine(WEIGHTS, device=device)

@@ -34,6 +34,8 @@ for variable, value in {
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_worker_niceness": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "PYTHONPATH": str(ROOT),
     "NO_PROXY": "*",
 }.items():
@@ -155,7 +157,9 @@ class Cluster:
         import ray
         from ray import serve
         from ray.cluster_utils import Cluster as Nodes
+        from ray.serve._private import api
 
+        api.HTTP_PROXY_TIMEOUT = 600  # seconds that a busy machine may take to start the proxy
         self.port = free_port()
         memory = 100_000_000
         self.nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
@@ -202,7 +206,7 @@ class Cluster:
         """End all of it."""
         import ray
 
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
         self.nodes.shutdown()
 
 

@@ -34,8 +34,10 @@ from torch import Tensor, nn
 from model import preprocess
 from model.captioner import Captioner
 from model.checkpoint import CONFIG, METRICS, WEIGHTS, load_captioner, save_captioner, write_json
-from model.config import from_dict
+from model.config import PreprocessConfig, from_dict
 from model.errors import CaptionModelError
+from model.runtime.torch_engine import TorchStepper
+from model.search import Stepper
 from model.vocabulary import PAD
 from training import engine
 from training.augment import AugmentConfig
@@ -100,7 +102,7 @@ def _write_part(path: Path, pictures: Sequence[Picture], first: int, side: int, 
 
     def jpeg(picture: Picture) -> bytes | None:
         try:
-            image = preprocess.to_pixels(picture.open(), preprocess.PreprocessConfig(size=side))
+            image = preprocess.to_pixels(picture.open(), PreprocessConfig(size=side))
         except DataError:
             return None
         buffer = io.BytesIO()
@@ -306,13 +308,13 @@ def evaluate(captioner: Captioner, packed: Packed, rows: Sequence[int], config: 
     size, device = captioner.config.preprocess.size, packed.pixels.device
     as_it_is = AugmentConfig()
 
-    def speak(of: list[int], words: Tensor) -> tuple[engine.Stepper, Tensor]:
+    def speak(of: list[int], words: Tensor) -> tuple[Stepper, Tensor]:
         index = torch.tensor([rows[i] for i in of], device=device)
         pixels, _ = augmented(
             packed.pixels[index], size, as_it_is, torch.zeros(len(of), dtype=torch.bool, device=device)
         )
         memory = engine.memory_of(captioner, pixels, 0)
-        return engine.TorchStepper(captioner.decoder, memory), engine.likelihood_loss(captioner, memory, words, 0.0)
+        return TorchStepper(captioner.decoder, memory), engine.likelihood_loss(captioner, memory, words, 0.0)
 
     with torch.no_grad():
         return engine.evaluate_with(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ RUN = """
 import sys, time
 import ray
 from ray import serve
+from ray.serve._private import api
 from app.ray_serving import Arguments, build
+
+api.HTTP_PROXY_TIMEOUT = 600  # seconds that a busy machine may take to start the proxy
 
 ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
 serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
@@ -64,6 +68,8 @@ def running() -> Iterator[Running]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_raylet_start_wait_time_s": "300",  # a busy machine
         "RAY_worker_register_timeout_seconds": "300",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_worker_niceness": "0",  # or whatever else runs here comes first
         "NO_PROXY": "*",
     }
@@ -79,7 +85,8 @@ def running() -> Iterator[Running]:
             pytest.fail(process.communicate()[1][-3000:])
         yield Running(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{said.split()[1]}/metrics")
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # Ray's own processes end when they lose this one
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # Ray's own processes end when they lose this one
         process.communicate()
 
 

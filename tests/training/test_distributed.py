@@ -139,9 +139,7 @@ def test_a_run_of_two_does_not_go_on_as_one(folder: Path) -> None:
 # --- how batches are dealt out -------------------------------------------------------------------
 
 
-def dealt(
-    folder: Path, patch: pytest.MonkeyPatch, processes: int, batch: int, pictures: int
-) -> list[list[int]]:
+def dealt(folder: Path, patch: pytest.MonkeyPatch, processes: int, batch: int, pictures: int) -> list[list[int]]:
     """Of an epoch's batches the pictures in them, all processes' together; each must have some."""
     data = tiny.shapes(folder, train=pictures)
     captioner = tiny.captioner(data)
