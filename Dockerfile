@@ -1,5 +1,6 @@
 # docker build -t caption-service .                     (OpenVINO, no torch)
 # docker build --target gpu -t caption-service:gpu .    (CUDA torch; the host needs NVIDIA's container toolkit)
+# docker build --target ray -t caption-service:ray .    (Ray Serve and caption-bulk, on the CPU)
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS base
@@ -7,7 +8,8 @@ FROM python:${PYTHON}-slim AS base
 # The packages alone, by what pyproject.toml asks for: no change of code or documents installs them again.
 FROM base AS requirements
 COPY pyproject.toml scripts/requirements.py /src/
-RUN python /src/requirements.py serve >/cpu.txt && python /src/requirements.py gpu >/gpu.txt
+RUN python /src/requirements.py serve >/cpu.txt && python /src/requirements.py gpu >/gpu.txt \
+    && python /src/requirements.py ray >/ray.txt
 
 FROM base AS build
 COPY constraints.txt /
@@ -21,6 +23,10 @@ RUN pip --python /venv/bin/python install --no-cache-dir --constraint /constrain
     && rm -r /venv/lib/python3.*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_*.so \
              /venv/lib/python3.*/site-packages/openvino/libs/libopenvino_{gguf,jax,onnx,paddle,pytorch,tensorflow,tensorflow_lite}_frontend.so.* \
              /venv/lib/python3.*/site-packages/openvino/libs/cache.json
+
+FROM build-cpu AS build-ray
+COPY --from=requirements /ray.txt /
+RUN pip --python /venv/bin/python install --no-cache-dir --constraint /constraints.txt --requirement /ray.txt
 
 FROM build AS build-gpu
 COPY --from=requirements /gpu.txt /
@@ -61,6 +67,18 @@ FROM runtime AS gpu
 COPY --from=build-gpu /venv /venv
 COPY --from=code /app /app
 ENV CAPTION_DEVICE=cuda
+
+# KubeRay and `ray start` give the command. A login shell, which some versions of it use, looks in /usr/local/bin only.
+FROM runtime AS ray
+COPY --from=build-ray /venv /venv
+COPY --from=code-cpu /app /app
+USER root
+RUN ln -s /venv/bin/ray /venv/bin/serve /usr/local/bin/
+USER 10001:10001
+ENV CAPTION_DEVICE=cpu
+HEALTHCHECK NONE
+ENTRYPOINT []
+CMD ["serve", "run", "app.ray_serving:build"]
 
 # The last stage is what a plain `docker build .` makes.
 FROM runtime AS cpu

@@ -78,12 +78,13 @@ def main() -> None:
     parser.add_argument("name", choices=("tutorial", "litserve-torch", "litserve-ours"))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--beam", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="of LitServe")
     options = parser.parse_args()
     if options.name == "tutorial":
         tutorial(options.port, options.beam)
     else:
         name: Literal["torch", "openvino"] = "torch" if options.name == "litserve-torch" else "openvino"
-        server = litserve.LitServer(LitCaptions(name, options.beam), "cpu")
+        server = litserve.LitServer(LitCaptions(name, options.beam), "cpu", workers_per_device=options.workers)
         server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
 
 

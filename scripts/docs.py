@@ -1,8 +1,8 @@
 """Writes the documents that are made from the code and from measured figures; --check only compares.
 
 docs/configuration.md from app/settings.py, docs/benchmarks.md from docs/benchmarks.json, the picture in
-docs/architecture.md from the imports, and the marked blocks of README.md from all these and from the
-embedded model's metrics.json.
+docs/architecture.md from the imports, and the marked blocks of README.md and docs/scaling.md from all these and
+from the embedded model's metrics.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import sizing  # noqa: E402
 from imports import mermaid  # noqa: E402
 
 from app.settings import Settings, markdown  # noqa: E402
@@ -25,6 +26,7 @@ from benchmarks.report import BENCHMARKS, table  # noqa: E402
 
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+SCALING = ROOT / "docs" / "scaling.md"
 METRICS = ROOT / "model" / "weights" / "default" / "metrics.json"
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 COMMON_SETTINGS = ("model", "device", "threads", "max_upload_mb", "queue_size", "deadline", "api_keys", "cors_origins")
@@ -99,6 +101,7 @@ def documents() -> dict[Path, str]:
         results = json.loads(BENCHMARKS.read_text())
         made[ROOT / "docs" / "benchmarks.md"] = report.markdown(results)
         blocks["speed"] = report.speed_block(results)
+        made[SCALING] = filled(SCALING.read_text(), {"sizing": sizing.block(results)})
     made[README] = filled(README.read_text(), blocks)
     made[ARCHITECTURE] = filled(ARCHITECTURE.read_text(), {"imports": mermaid()})
     return made

@@ -243,7 +243,7 @@ def test_what_people_set_on_the_command_line_reaches_the_service() -> None:
     assert {"CAPTION_API_KEYS", "CAPTION_ALLOWED_HOSTS"} <= set(COMPOSE["environment"])
 
 
-@pytest.mark.parametrize("group", [None, "serve", "gpu"])
+@pytest.mark.parametrize("group", [None, "serve", "gpu", "ray"])
 def test_images_install_the_requirements_of_the_project(group: str | None) -> None:
     command = [sys.executable, "scripts/requirements.py", *([group] if group else [])]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -268,6 +268,7 @@ def test_images_are_built_for_every_compose_target_and_run_without_root() -> Non
     assert not re.search(r"^# *syntax=", DOCKERFILE, re.M)  # which would ask a registry
     assert "HEALTHCHECK" in stages["runtime"]
     assert "USER" not in stages["cpu"] + stages["gpu"]
+    assert re.findall(r"^USER (.*)", stages["ray"], re.M)[-1] == "10001:10001"
 
 
 def test_the_build_context_holds_what_the_dockerfile_copies_and_nothing_of_git() -> None:
@@ -286,7 +287,21 @@ def test_the_build_context_holds_what_the_dockerfile_copies_and_nothing_of_git()
     assert not any(fnmatch(".git", name) for name in let_in)
 
 
-@pytest.mark.parametrize("script", ["serve", "test", "train", "lint", "bench", "venv", "build-images", "audit"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "serve",
+        "test",
+        "train",
+        "lint",
+        "bench",
+        "venv",
+        "build-images",
+        "audit",
+        "bench-gpu",
+        "gpu-train",
+    ],
+)
 def test_scripts_can_be_run(script: str) -> None:
     assert os.access(ROOT / "scripts" / script, os.X_OK)
 

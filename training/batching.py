@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from model.captioner import Captioner
 from model.vocabulary import END, PAD, START
+from training import distributed
 from training.augment import AugmentConfig, augment
 from training.config import TrainConfig
 from training.data import Picture
@@ -56,12 +56,17 @@ class CaptionSource:
         encode = captioner.vocabulary.encode
         self.ids = [[encode(c) for c in picture.captions] for picture in features.pictures]
         # Of the captions those whose mirrored form is surely true; a picture without any is not mirrored.
-        self.mirrored_ids = [[encode(c) for c in mine] for mine in _mirrored(features.pictures, augmentation)]
+        self.mirrored_ids = [[encode(c) for c in mine] for mine in mirrored_captions(features.pictures, augmentation)]
         self.longest = np.array([min(max(map(len, ids)), config.max_words) for ids in self.ids])
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return math.ceil(sum(round(len(rows) * visits) for rows, visits in self.sets) / self.config.batch_size)
+        """Batches an epoch, of `config.batch_size` pictures a process; a last one too small to share joins another."""
+        full, rest = divmod(sum(round(len(rows) * visits) for rows, visits in self.sets), self._size)
+        return full + (rest >= distributed.count())
+
+    @property
+    def _size(self) -> int:
+        return self.config.batch_size * distributed.count()
 
     def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`."""
@@ -74,13 +79,19 @@ class CaptionSource:
     def _shuffled(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """A shuffle in which pictures with captions of like length stand together: less padding."""
         order = rng.permutation(np.concatenate([_visited(rows, visits, rng) for rows, visits in self.sets]))
-        size = self.config.batch_size
+        size = self._size
         pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
         order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
+        if len(batches[-1]) < distributed.count():
+            *batches, before, last = batches
+            batches.append(np.concatenate([before, last]))
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _batch(self, rows: list[int], views: list[int], epoch: int, number: int, device: torch.device) -> Batch:
+        """This process's share of a batch, and what would be in it, whoever had it."""
+        places = distributed.mine(range(len(rows)))
+        rows, views = [rows[i] for i in places], [views[i] for i in places]
         if self.features.data.dtype == np.uint8:  # pixels: augment now
             seeds = [np.random.default_rng([self.config.seed, epoch, number, r]) for r in rows]
             made = [augment(self.features.data[r, 0], s, self.augmentation) for r, s in zip(rows, seeds, strict=True)]
@@ -94,10 +105,10 @@ class CaptionSource:
             chosen = [0 if bad else v for v, bad in zip(views, untrue, strict=True)]  # 0: as it is
             inputs = self.features.batch(rows, chosen, device)
             flipped = [bool(self.features.flipped[r, v]) for r, v in zip(rows, chosen, strict=True)]
-        rng = np.random.default_rng([self.config.seed, epoch, *rows])
         captions = []
-        for row, flip in zip(rows, flipped, strict=True):
+        for place, row, flip in zip(places, rows, flipped, strict=True):
             mine = (self.mirrored_ids if flip else self.ids)[row]
+            rng = np.random.default_rng([self.config.seed, epoch, number, place])
             # As many captions as asked for: all when they are so many, some again when they are fewer.
             order = rng.permutation(len(mine))
             captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
@@ -110,7 +121,7 @@ def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -
     return np.concatenate([np.tile(rows, whole), rng.permutation(rows)[:more]])
 
 
-def _mirrored(pictures: Sequence[Picture], augmentation: AugmentConfig) -> list[list[str]]:
+def mirrored_captions(pictures: Sequence[Picture], augmentation: AugmentConfig) -> list[list[str]]:
     """Of each picture the captions of its mirror image; none at all where pictures are not mirrored."""
     if not augmentation.flip:
         return [[] for _ in pictures]

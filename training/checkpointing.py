@@ -17,7 +17,7 @@ from model.captioner import Captioner
 from model.checkpoint import WEIGHTS, open_checkpoint
 from model.config import from_dict
 from model.errors import ConfigError
-from training import optimisation
+from training import distributed, optimisation
 from training.config import Recipe
 from training.data import CaptionData, DataError
 
@@ -83,6 +83,7 @@ def provenance(
         pictures = data.split(split)
         made_from[f"{name} pictures"] = digest([[p.source for p in pictures], list(digests[split])])
         made_from[f"{name} captions"] = digest([p.captions for p in pictures])
+    made_from["processes"] = str(distributed.count())
     made_from["init"] = checkpoint(init) if init else "none"
     made_from["teachers"] = ", ".join(map(checkpoint, teachers)) or "none"
     return made_from
@@ -101,7 +102,7 @@ def read_state(path: Path, recipe: Recipe, made_from: Mapping[str, str]) -> dict
     if not path.is_file():
         return None
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # no code runs
-    theirs = content.get("made_from", {})
+    theirs = {"processes": "1", **content.get("made_from", {})}
     other = [key for key in made_from if theirs.get(key) != made_from[key]]
     try:
         there = flattened(asdict(from_dict(Recipe, json.loads(content["recipe"]))))
@@ -118,6 +119,7 @@ def read_state(path: Path, recipe: Recipe, made_from: Mapping[str, str]) -> dict
     return content
 
 
+@distributed.by_first
 def save_state(
     path: Path,
     captioner: Captioner,

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from model import encoder, preprocess
 from model.captioner import Captioner
+from training import distributed
 from training.augment import AugmentConfig, augment
 from training.data import DataError, Picture
 from training.process import Precision, native
@@ -117,17 +118,26 @@ def cached(
     augmented = cache / _key(captioner, stages, precision, augmentation)
     folders = [plain, *[augmented] * (views - 1)]
     there: dict[tuple[str, int], Path] = {}
-    for folder in dict.fromkeys(folders):
-        there.update(_listed(folder, size))
 
-    missing: dict[str, Picture] = {}  # the same picture twice is computed once
-    for digest, picture in zip(digests, pictures, strict=True):
-        if digest and any((digest, view) not in there for view in range(views)):
-            missing.setdefault(digest, picture)
-    if missing:
-        count = sum((digest, view) not in there for digest in missing for view in range(views))
-        _check_room(cache, count * math.ceil(size / _BLOCK) * _BLOCK, count, views * len(pictures))
-        _compute(captioner, stages, missing, augmentation, folders, there, device, precision)
+    def missing_of(shares: int) -> dict[str, Picture]:
+        """Pictures of which a view is not `there`: of several processes' those that fall to this one."""
+        for folder in dict.fromkeys(folders):
+            there.update(_listed(folder, size))
+        distributed.wait()  # before anyone adds to what is listed
+        found: dict[str, Picture] = {}  # the same picture twice is computed once
+        for digest, picture in zip(digests, pictures, strict=True):
+            if digest and any((digest, view) not in there for view in range(views)):
+                found.setdefault(digest, picture)
+        return dict(distributed.mine(list(found.items()))) if shares > 1 else found
+
+    # Dealt out; then what others have computed is found, unless their disk is another, or the picture is broken.
+    for shares in (distributed.count(), 1) if distributed.count() > 1 else (1,):
+        missing = missing_of(shares)
+        if missing:
+            count = sum((digest, view) not in there for digest in missing for view in range(views))
+            _check_room(cache, count * math.ceil(size / _BLOCK) * _BLOCK, count, views * len(pictures))
+            _compute(captioner, stages, missing, augmentation, folders, there, device, precision)
+        distributed.wait()
 
     sound = [i for i, digest in enumerate(digests) if all((digest, view) in there for view in range(views))]
     if not sound:

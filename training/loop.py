@@ -20,7 +20,7 @@ from model.captioner import Captioner
 from model.checkpoint import save_captioner, write_json
 from model.errors import ConfigError
 from model.vocabulary import Vocabulary
-from training import batching, features, objectives, optimisation, validation
+from training import batching, distributed, features, objectives, optimisation, validation
 from training.checkpointing import Progress, provenance, read_state, restore_state, save_state
 from training.config import Recipe
 from training.data import CaptionData
@@ -65,7 +65,7 @@ def train(
     digests = {split: features.contents(data.split(split)) for split in ("train", "val")}
     made_from = provenance(recipe, captioner, data, digests, init, teachers)
     state = run / "state.pt"
-    saved = read_state(state, recipe, made_from)
+    saved = distributed.from_first(lambda: read_state(state, recipe, made_from))
 
     # --- pictures and captions
     def cached(split: str, views: int) -> features.Features:
@@ -94,16 +94,16 @@ def train(
         progress = restore_state(saved, captioner, optimizer, average)
         log.info("resuming at epoch %d, step %d", progress.epoch + 1, progress.step)
     else:
-        write_json(run / "recipe.json", asdict(recipe))
+        distributed.by_first(write_json)(run / "recipe.json", asdict(recipe))
 
     # --- the loop
-    writer = SummaryWriter(run / "tensorboard")
+    writer = SummaryWriter(run / "tensorboard") if distributed.first() else None
     last_save = time.monotonic()
     while progress.epoch < epochs and progress.epoch - progress.best_epoch < patience:
         optimisation.training_mode(captioner, frozen, config)
         bar = tqdm(source.batches(progress.epoch, device, progress.step), f"epoch {progress.epoch + 1}/{epochs}",
                    total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
-                   )  # fmt: skip
+                   disable=not distributed.first())  # fmt: skip
         began, pictures = time.monotonic(), 0
         own_share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
         for batch in bar:
@@ -111,35 +111,42 @@ def train(
             factor = learning_rate_factor(done, epochs * len(source), config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["peak"]
+            distributed.reseed(config.seed, progress.epoch, progress.step)
             with optimisation.autocast(device, config.precision):
                 loss, figure = objective(batch, own_share)
             norm = optimisation.descend(loss, optimizer, config.clip)
+            if config.batch_norm == "learnt":
+                distributed.average(b for b in captioner.buffers() if b.is_floating_point())
             if average:
                 average.update()
             pictures += len(batch.rows)
-            progress.end_step(float(loss.detach()), figure, norm)
+            mean_loss, mean_figure = distributed.mean(float(loss.detach()), figure)
+            progress.end_step(mean_loss, mean_figure, norm)
             bar.set_postfix({name: f"{mean:.4f}" for name, mean in progress.means().items()}, refresh=False)
             if time.monotonic() - last_save > config.save_every:
                 save_state(state, captioner, optimizer, average, progress, recipe, made_from)
                 last_save = time.monotonic()
-        speed = pictures / (time.monotonic() - began)
+        speed = distributed.count() * pictures / (time.monotonic() - began)
 
         if average:
             average.swap()
         result = validation.evaluate(captioner, val_set, captioner.config.search, config)
         score = score_of(result, val_set.pictures, recipe.choose)
         record = progress.end_epoch(optimizer.param_groups[0]["lr"], {**result.figures(), "score": score})
-        _log_epoch(writer, record, speed)
+        if writer:
+            _log_epoch(writer, record, speed)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
             metrics = {"validation": record, "recipe": asdict(recipe), "made_from": made_from}
-            save_captioner(captioner, run / "best", metrics)
+            distributed.by_first(save_captioner)(captioner, run / "best", metrics)
         if average:
             average.swap()
-        write_json(run / "history.json", progress.history)
+        distributed.by_first(write_json)(run / "history.json", progress.history)
         save_state(state, captioner, optimizer, average, progress, recipe, made_from)
         last_save = time.monotonic()
-    writer.close()
+    if writer:
+        writer.close()
+    distributed.wait()
     best = best_epoch(progress.history)
     ciders = ", ".join(f"{name} {value:.1f}" for name, value in best["val_cider"].items())
     log.info("best epoch %d, validation CIDEr %s, loss %.3f, in %s", best["epoch"], ciders, best["val_loss"], run)

@@ -18,6 +18,7 @@ from model.encoder import as_regions
 from model.runtime.torch_engine import TorchStepper
 from model.search import search
 from model.vocabulary import END, PAD, START, Vocabulary
+from training import distributed
 from training.batching import Batch, CaptionSource
 from training.config import TrainConfig
 from training.scoring.cider import CiderD
@@ -46,14 +47,16 @@ class Objective:
         memory = memory_of(self.captioner, batch.inputs, self.frozen)
         if config.objective == "likelihood":
             loss = self.likelihood(memory, batch, own_share)
-            return loss, math.exp(min(float(loss.detach()), 20))
+            return loss * _weight(batch.words), math.exp(min(float(loss.detach()), 20))
         rows = [row + self.pictures * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
         seen = Memory(*(part.detach() for part in memory))
         find = best if config.candidates == "beam" else draw
         words = find(self.captioner, seen, config.samples, config.max_words)
         loss, reward = cider_loss(self.captioner, memory, rows, self.reward, words)
+        loss = loss * _weight(words)
         if config.likelihood_weight:
-            loss = loss + config.likelihood_weight * self.likelihood(memory, batch, own_share)
+            likelihood = self.likelihood(memory, batch, own_share) * _weight(batch.words)
+            loss = loss + config.likelihood_weight * likelihood
         return loss, reward
 
     def likelihood(self, memory: Memory, batch: Batch, own_share: float) -> Tensor:
@@ -62,6 +65,11 @@ class Objective:
             theirs = [(teacher, memory_of(teacher, batch.inputs, self.frozen)) for teacher in self.teachers]
         smoothing, share = self.config.label_smoothing, self.config.teacher_share
         return likelihood_loss(self.captioner, memory, batch.words, smoothing, own_share, theirs, share)
+
+
+def _weight(words: Tensor) -> Tensor | float:
+    """By what to multiply a mean loss over the words (B, N, T + 1) of this process: what it counts among all."""
+    return distributed.weight((words[..., 1:] != PAD).sum())
 
 
 def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memory:

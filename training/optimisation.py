@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.captioner import Captioner
 from model.encoder import drop_paths
+from training import distributed
 from training.config import TrainConfig
 from training.process import Precision, native
 
@@ -94,6 +95,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> floa
     """
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    distributed.average(p.grad for p in parameters if p.grad is not None)
     norm = float(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
     if not (math.isfinite(float(loss.detach())) and math.isfinite(norm)):
         raise TrainingDiverged(

@@ -7,7 +7,6 @@ import sys
 from functools import cache
 from typing import Literal
 
-import openvino as ov
 import torch
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -41,4 +40,6 @@ def native(precision: Precision, device: torch.device) -> Precision:
 @cache
 def _cpu_has_bf16() -> bool:
     """Asked as the serving engine asks; torch computes with bf16 on any CPU, on most slower than with float32."""
+    import openvino as ov  # large: on machines with a GPU it may be missing
+
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -16,7 +16,7 @@ from model.config import SearchConfig
 from model.runtime.torch_engine import TorchStepper
 from model.search import Stepper, search
 from model.vocabulary import Vocabulary, words_of
-from training import objectives
+from training import distributed, objectives
 from training.batching import padded
 from training.config import TrainConfig
 from training.data import Picture
@@ -107,10 +107,8 @@ def evaluate_with(
 
     speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
     """
-    captions: list[list[str]] = []
-    losses: list[float] = []
-    weights: list[int] = []
-    for start in range(0, len(pictures), 100):
+    parts: list[tuple[int, list[list[str]], float]] = []
+    for start in distributed.mine(range(0, len(pictures), 100)):
         rows = list(range(start, min(start + 100, len(pictures))))
         ids = [[vocabulary.encode(c) for c in pictures[r].captions] for r in rows]
         # Whole, however much of them is taught; but one without end would fill the memory with padding.
@@ -118,9 +116,9 @@ def evaluate_with(
         with autocast(device, config.precision):
             stepper, loss = speak(rows, words.to(device))
             found = search(stepper, search_config)
-        losses.append(float(loss))
-        weights.append(len(rows))
-        captions += [vocabulary.decode(mine[0].words) if mine else [] for mine in found]
+        parts.append((start, [vocabulary.decode(mine[0].words) if mine else [] for mine in found], float(loss)))
+    parts = sorted(part for each in distributed.gathered(parts) for part in each)
+    captions = [caption for _, mine, _ in parts for caption in mine]
     references = [[words_of(c) for c in picture.captions] for picture in pictures]
     sources = [picture.source for picture in pictures]
     cider = {}
@@ -129,4 +127,5 @@ def evaluate_with(
         scorer = CiderD([references[i] for i in rows])
         cider[source] = 100 * float(scorer.score([captions[i] for i in rows], range(len(rows))).mean())
     repeated = sum(repeats_bigram(words) for words in captions) / len(captions)
-    return Evaluation(captions, cider, float(np.average(losses, weights=weights)), repeated)
+    loss_a_word = np.average([loss for _, _, loss in parts], weights=[len(mine) for _, mine, _ in parts])
+    return Evaluation(captions, cider, float(loss_a_word), repeated)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from model.errors import CaptionModelError
-from training import optimisation
+from training import distributed, optimisation
 from training.commands.arguments import add_cache, add_data
 from training.config import find_recipe
 from training.data import DataError, read
@@ -36,21 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
     options = parser.parse_args(arguments)
     configure_process()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = distributed.join(torch.device(device))
+        level = logging.INFO if distributed.first() else logging.ERROR
+        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
         if options.seed is not None:
             recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
-        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         run = options.run or Path("runs") / recipe.name
         data = read(*options.data, check_pictures=options.check)
         if options.check:
             from training.check import report  # it imports this module
 
-            print(report(recipe, data, options.cache, torch.device(device), options.init, options.teacher))
+            print(report(recipe, data, options.cache, device, options.init, options.teacher))
             return 0
-        best = train(recipe, data, run, options.cache, torch.device(device), options.init, options.teacher)
-        if options.export:
+        best = train(recipe, data, run, options.cache, device, options.init, options.teacher)
+        first = distributed.first()
+        distributed.leave()
+        if options.export and first:
             from training.commands.export import main as export  # its packages take seconds to load
 
             return export([str(best), "--to", str(run / "served")])
