@@ -25,7 +25,7 @@ from model.config import (
 
 
 class CaptionParams(BaseModel):
-    """How to caption: the query parameters of both caption routes. What is left out is the model's default."""
+    """How to caption: the parameters of every way in. What is left out is the model's default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -186,6 +186,12 @@ class Result(BaseModel):
     filename: str
     result: CaptionResponse | None = None
     error: Problem | None = None
+
+
+class Line(Result):
+    """A line of `POST /captions` with `Accept: application/x-ndjson`: a picture's result as soon as it is there."""
+
+    index: int = Field(ge=0, description="The picture's place among those that were sent, from 0.")
 
 
 class CaptionsResponse(BaseModel):
