@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from app import compat
 from app.metrics import Metrics
 from app.middleware import AllowedHosts, ForwardedPrefix, RequestContext
 from app.routes import caption, health, model, page, problems
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     app.include_router(caption.router, dependencies=guard)
     app.include_router(model.router, dependencies=guard)
     app.include_router(health.router)
+    compat.install(app, settings.protocols, guard)
     page.install(app)
     if settings.cors_origins:
         app.add_middleware(

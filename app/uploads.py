@@ -123,7 +123,7 @@ async def _read_form(request: Request, names: tuple[str, ...], count: int, limit
     if not parts:
         raise BadParameter(f"the form field {names[0]!r} is missing")
     if len(parts) > count:
-        raise BadParameter(f"more than {count} files named {names[0]!r} in the form")
+        raise BadParameter(f"at most {count} files named {names[0]!r} in one request")
     return Form([Upload(part.filename or "", bytes(part.data)) for part in parts], fields)
 
 
