@@ -207,6 +207,13 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class ServiceOut(BaseModel):
+    """The software that serves it."""
+
+    version: str
+    commit: str | None = Field(None, description="What it was built from, where that is known: `CAPTION_COMMIT`.")
+
+
 class ModelResponse(BaseModel):
     """The model being served."""
 
@@ -217,6 +224,7 @@ class ModelResponse(BaseModel):
     search: dict[str, Any] = Field(description="The search defaults, chosen on validation.")
     limits: dict[str, float] = Field(description="What the service accepts.")
     card: dict[str, Any] = Field(description="The model card's facts: data, terms, recipe, metrics, limits.")
+    service: ServiceOut
 
 
 def caption_out(caption: Caption) -> CaptionOut:

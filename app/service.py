@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from starlette.requests import Request
 
+from app import tracing
 from app.batching import Answer, Batcher, Line
 from app.errors import ClientGone, DeadlineExceeded, ServiceError, TooLarge
 from app.guard import Decoded, Guard
@@ -35,6 +36,7 @@ class CaptionService:
         self.engine = engine
         self.metrics = metrics
         self.ready = False
+        self.tracer: tracing.Tracer | None = None
         self.batcher = Batcher(
             engine,
             metrics,
@@ -130,6 +132,10 @@ class CaptionService:
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.format).inc()
+        if self.tracer and (span := tracing.current.get()):
+            queue = waited + answer.queue
+            stages = {"decode": decoded.seconds, "queue": queue, "encode": answer.encode, "generate": answer.generate}
+            self.tracer.stages(span, stages, {"image.format": decoded.format})
         return await self.aside(self._response, decoded, waited, answer, request_id, started, large=params.explain)
 
     async def aside(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:

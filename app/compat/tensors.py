@@ -106,7 +106,10 @@ def _split(data: bytes, at: int) -> Iterator[bytes]:
 
 
 def response(head: dict[str, Any], names: list[str], binary: set[str], answers: list[CaptionResponse]) -> Response:
-    values = {"caption": [a.caption for a in answers], "confidence": [a.confidence for a in answers]}
+    values: dict[str, list[Any]] = {
+        "caption": [a.caption for a in answers],
+        "confidence": [a.confidence for a in answers],
+    }
     outputs, tensors = [], b""
     for name in names:
         output: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": [len(answers)]}

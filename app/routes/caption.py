@@ -30,11 +30,10 @@ _JSON_PICTURE = {
 
 
 def _form(names: tuple[str, ...], schema: dict[str, Any]) -> dict[str, Any]:
-    """Any one of `names`: programs differ in what they call the field. The parameters of the query beside it."""
-    params = CaptionParams.model_json_schema()
-    properties = {**dict.fromkeys(names, schema), **params["properties"]}
-    one_of = [{"required": [name], "not": {"required": [other]}} for name, other in (names, names[::-1])]
-    return {"schema": {"type": "object", "properties": properties, "oneOf": one_of, "additionalProperties": False}}
+    """The first of `names`, which programs may call by the others, and the parameters of the query beside it."""
+    properties = {names[0]: schema, **CaptionParams.model_json_schema()["properties"]}
+    form = {"type": "object", "properties": properties, "required": [names[0]], "additionalProperties": False}
+    return {"schema": {**form, "description": f"`{names[0]}` may also be called `{names[1]}`."}}
 
 
 def _with_parameters(name: str, schema: dict[str, Any]) -> dict[str, Any]:

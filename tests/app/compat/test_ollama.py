@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,8 +15,9 @@ from tests.app.compat.conftest import CAPTION, GREEN, KEY
 
 
 @pytest.fixture
-def client(url: str) -> ollama.Client:
-    return ollama.Client(url, headers={"Authorization": f"Bearer {KEY}"})
+def client(url: str) -> Iterator[ollama.Client]:
+    with ollama.Client(url, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        yield client
 
 
 def test_generate_and_chat_caption(client: ollama.Client) -> None:
@@ -36,8 +39,6 @@ def test_streams_say_it_in_words(client: ollama.Client) -> None:
 
 
 def test_it_streams_unless_told_not_to_and_says_what_it_ignored(url: str) -> None:
-    import base64
-
     asked = {"model": "fake", "prompt": "x", "images": [base64.b64encode(GREEN).decode()]}
     lines = httpx.post(f"{url}/api/generate", json=asked, headers={"X-API-Key": KEY})
     assert lines.headers["content-type"] == "application/x-ndjson"
@@ -82,12 +83,11 @@ def test_models_are_told(client: ollama.Client, url: str) -> None:
         ({"images": [GREEN], "options": {"temperature": 99}}, 400, "temperature"),
     ],
 )
-def test_errors_are_the_clients_own(url: str, given: dict[str, Any], status: int, words: str) -> None:
-    images = [image if isinstance(image, str) else _text(image) for image in given.pop("images", [])]
-    with pytest.raises(ollama.ResponseError) as error:
-        ollama.Client(url, headers={"X-API-Key": KEY})._request(
-            ollama.GenerateResponse, "POST", "/api/generate", json={"model": "fake", "images": images, **given}
-        )
+def test_errors_are_the_clients_own(client: ollama.Client, given: dict[str, Any], status: int, words: str) -> None:
+    images = [image if isinstance(image, str) else _text(image) for image in given.get("images", [])]
+    asked = {"model": "fake", **given, "images": images}
+    with pytest.raises(ollama.ResponseError) as error:  # below the client's own checks
+        client._request(ollama.GenerateResponse, "POST", "/api/generate", json=asked)
     assert error.value.status_code == status
     assert words in error.value.error
 
@@ -97,12 +97,10 @@ def test_tools_and_a_wrong_key_are_refused(client: ollama.Client, url: str, monk
     with pytest.raises(ollama.ResponseError, match="does not support tools"):
         client.chat("fake", messages=[{"role": "user", "images": [GREEN]}], tools=[tool])
     monkeypatch.setenv("OLLAMA_API_KEY", "wrong")
-    with pytest.raises(ollama.ResponseError) as error:
-        ollama.Client(url).list()
+    with ollama.Client(url) as stranger, pytest.raises(ollama.ResponseError) as error:
+        stranger.list()
     assert error.value.status_code == 401
 
 
 def _text(data: bytes) -> str:
-    import base64
-
     return base64.b64encode(data).decode()

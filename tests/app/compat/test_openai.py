@@ -22,7 +22,9 @@ def ask(url: str, *pictures: str, text: str = "What is it?", **given: Any) -> An
     parts += [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
     messages = [{"role": "system", "content": "Be brief."}] if text else []
     messages += [{"role": "user", "content": parts}]  # type: ignore[dict-item]
-    return client(url).chat.completions.create(**{"model": "fake", "messages": messages, **given})
+    with client(url) as chat:
+        answer = chat.chat.completions.create(**{"model": "fake", "messages": messages, **given})
+        return list(answer) if given.get("stream") else answer
 
 
 def test_the_assistant_says_the_caption_and_what_it_ignored(url: str) -> None:
@@ -36,13 +38,13 @@ def test_the_assistant_says_the_caption_and_what_it_ignored(url: str) -> None:
 
 
 def test_a_stream_is_the_same_in_words(url: str) -> None:
-    chunks = list(ask(url, URL, stream=True, stream_options={"include_usage": True}))
+    chunks = ask(url, URL, stream=True, stream_options={"include_usage": True})
     *said, end, usage = chunks
     assert "".join(chunk.choices[0].delta.content or "" for chunk in said) == CAPTION
     assert [chunk.choices[0].finish_reason for chunk in said] == [None] * len(said)
     assert (end.choices[0].finish_reason, usage.choices, usage.usage.completion_tokens) == ("stop", [], 6)
     assert {chunk.id for chunk in chunks} == {usage.id}
-    assert list(ask(url, URL, stream=True))[-1].usage is None
+    assert ask(url, URL, stream=True)[-1].usage is None
 
 
 def test_what_means_something_here_is_done(url: str) -> None:
@@ -55,9 +57,10 @@ def test_what_means_something_here_is_done(url: str) -> None:
 
 
 def test_models_are_listed(url: str) -> None:
-    [model] = client(url).models.list().data
-    assert (model.id, model.object, model.owned_by) == ("fake", "model", "caption-service")
-    assert client(url).models.retrieve("fake") == model
+    with client(url) as chat:
+        [model] = chat.models.list().data
+        assert (model.id, model.object, model.owned_by) == ("fake", "model", "caption-service")
+        assert chat.models.retrieve("fake") == model
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,6 @@ def test_errors_are_the_clients_own(url: str, pictures: list[str], given: Any, e
 
 
 def test_a_wrong_key_is_refused(url: str) -> None:
-    with pytest.raises(openai.AuthenticationError) as raised:
-        client(url, "wrong").models.list()
+    with client(url, "wrong") as chat, pytest.raises(openai.AuthenticationError) as raised:
+        chat.models.list()
     assert raised.value.code == "invalid_api_key"
