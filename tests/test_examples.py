@@ -21,7 +21,8 @@ from tests.page.live import serving
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in
-          ("quick-start", "api", "clients", "deployment", "how-it-works", "how-it-works.zh", "troubleshooting")]  # fmt: skip
+          ("quick-start", "api", "clients", "deployment", "how-it-works", "how-it-works.zh",
+           "troubleshooting")]  # fmt: skip
 LOCALHOST = "http://localhost:8000"
 NOT_RUN = "# not run here: "
 CAPTION = f'caption() {{ "{sys.executable}" -m caption_client "$@"; }}\n'  # what `pip install .` installs

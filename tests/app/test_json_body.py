@@ -37,8 +37,8 @@ def test_strings_of_any_content_survive_in_any_chunks(size: int) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b'{"a', b"[]", b'"x"', b'{"a":NaN}', b'{"a":\x00}', b"[" * 5000, b'{"a":"' + b"x" * 9000, b'{"a":"\xff"}',
-     b'{"a":1' + b"0" * 5000 + b"}"],
+    [b"", b"{", b'{"a', b"[]", b'"x"', b'{"a":NaN}', b'{"a":\x00}', b"[" * 5000, b'{"a":"' + b"x" * 9000,
+     b'{"a":"\xff"}', b'{"a":1' + b"0" * 5000 + b"}"],
 )  # fmt: skip
 def test_what_is_no_json_object_is_told(body: bytes) -> None:
     with pytest.raises(BadJson):

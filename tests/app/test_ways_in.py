@@ -47,7 +47,7 @@ def test_the_body_goes_before_the_query(client: TestClient) -> None:
     [
         ({}, 422, "image"),
         ({"image": 7}, 422, "image"),
-        ({"image": "no base64"}, 422, "base64"),
+        ({"image": "not base64"}, 422, "base64"),
         ({"image": "https://a.example/b.png"}, 422, "CAPTION_FETCH_HOSTS"),
         ({"image": text(b"text")}, 415, "not a picture"),
         ({"image": text(bytes(1_000_001))}, 413, "1000000"),
@@ -66,7 +66,7 @@ def test_bad_json_is_told(client: TestClient, asked: Any, status: int, words: st
 
 
 def test_pictures_in_json_have_errors_of_their_own(client: TestClient) -> None:
-    images = [text(GREEN), "no base64", text(b"text"), text(BLUE)]
+    images = [text(GREEN), "not base64", text(b"text"), text(BLUE)]
     answer = client.post("/captions", json={"images": images, "num_captions": 2}).json()
     codes = [result.get("error", {}).get("code") for result in answer["results"]]
     assert codes == [None, "bad_parameter", "unsupported_media_type", None]
