@@ -71,7 +71,7 @@ def test_parameters_are_those_of_the_service(client: Any) -> None:
         ([GREEN], {"model": "other"}, 404, "'fake' is served"),
         ([GREEN], {"model_version": "9"}, 404, "fake:9"),
         ([GREEN, b"text"], {}, 415, "picture 1: not a picture"),
-        ([bytes(21_000_000)], {}, 413, "20000000 bytes"),
+        ([bytes(21_000_000)], {}, 413, "20000000"),
         ([GREEN] * 17, {}, 400, "at most 16"),
         ([GREEN], {"parameters": {"beam_size": 99}}, 400, "beam_size"),
         ([GREEN], {"outputs": [triton.InferRequestedOutput("logits")]}, 400, "logits"),

@@ -15,9 +15,9 @@ from tests.app.compat.conftest import CAPTION, GREEN, KEY
 URL = "data:image/jpeg;base64," + base64.b64encode(GREEN).decode()
 
 
-def post(url: str, path: str = "caption", key: str = KEY, **asked: Any) -> httpx.Response:
+def post(service: str, path: str = "caption", key: str = KEY, **asked: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/api/v1/vision/{path}", json=asked, headers=headers)
+    return httpx.post(f"{service}/api/v1/vision/{path}", json=asked, headers=headers)
 
 
 @pytest.mark.parametrize("path", ["caption", "caption/fake", "caption/fake/1", "caption/fake/latest"])
