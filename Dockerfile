@@ -57,6 +57,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ['CAPTION_PORT']), timeout=2); c.request('GET', '/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["python", "-m", "app"]
 ARG REVISION
+ENV CAPTION_COMMIT=$REVISION
 LABEL org.opencontainers.image.title="caption-service" \
       org.opencontainers.image.description="Image captions from a CNN and an LSTM, over HTTP" \
       org.opencontainers.image.version="0.1.0" \

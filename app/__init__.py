@@ -1,1 +1,3 @@
 """The HTTP service: a picture comes in, its captions go out."""
+
+__version__ = "0.1.0"

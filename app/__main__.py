@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from app import __version__
 from app.main import create_app, open_engine
 from app.serving.server import FACTORY, serve
 from app.settings import SettingsError, from_environment
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="checkpoint folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--workers", type=int, help="server processes")
+    parser.add_argument("--version", action="version", version=_version())
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
         settings = from_environment(**given)
@@ -39,6 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         print(f"error: cannot listen on {settings.host} port {settings.port}: {reason}", file=sys.stderr)
     return 1
+
+
+def _version() -> str:
+    """The service's version, and the commit that it was built from where that is known."""
+    commit = os.environ.get("CAPTION_COMMIT", "")
+    return f"caption-service {__version__}" + (f" ({commit})" if commit else "")
 
 
 if __name__ == "__main__":

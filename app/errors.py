@@ -36,6 +36,12 @@ class BadMultipart(ServiceError):
     status, code = 400, "bad_multipart"
 
 
+class BadJson(ServiceError):
+    """The JSON cannot be parsed, or is not of the documented shape."""
+
+    status, code = 400, "bad_json"
+
+
 class Unauthorized(ServiceError):
     """An API key is needed and was not given, or is wrong."""
 
@@ -79,9 +85,33 @@ class UnknownHost(ServiceError):
 
 
 class BadParameter(ServiceError):
-    """A query parameter or form field is missing, unknown or out of range."""
+    """A parameter or a field of the body is missing, unknown or out of range."""
 
     status, code = 422, "bad_parameter"
+
+
+class NotSupported(BadParameter):
+    """Another service's protocol has this, and it cannot be done here."""
+
+    status, code = 400, "not_supported"
+
+
+class UnknownModel(BadParameter):
+    """The request names a model that is not the one that is served."""
+
+    status, code = 404, "unknown_model"
+
+
+class UrlRefused(ServiceError):
+    """Pictures are not fetched from there."""
+
+    status, code = 422, "url_refused"
+
+
+class FetchFailed(ServiceError):
+    """The picture could not be fetched from the host that its URL names."""
+
+    status, code = 422, "fetch_failed"
 
 
 class BrokenImage(ServiceError):

@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from app import compat, tracing
 from app.metrics import Metrics
 from app.routes import caption, health, model, page, problems
 from app.schemas import Problem
@@ -27,21 +28,30 @@ from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
 
 
-def create_app(settings: Settings | None = None, engine: CaptionEngine | None = None) -> FastAPI:
-    """The service as an ASGI application; `engine` defaults to the one `settings` describe, loaded at start-up."""
+def create_app(
+    settings: Settings | None = None, engine: CaptionEngine | None = None, tracer: tracing.Tracer | None = None
+) -> FastAPI:
+    """The service as an ASGI application; `engine` defaults to the one `settings` describe, loaded at start-up.
+
+    tracer: sends spans; by default what the environment asks for (`app.tracing`).
+    """
     settings = settings or from_environment()
     metrics = Metrics()
+    tracer = tracer or tracing.from_environment()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = engine or open_engine(settings)
         loaded.warm_up()
         service = CaptionService(settings, loaded, metrics)
+        service.tracer = tracer
         app.state.service = service
         await service.start()
         with _unready_first(service, settings.drain_delay), _start_up_frozen():
             yield
         await service.stop()
+        if tracer:
+            await asyncio.to_thread(tracer.stop)
 
     app = FastAPI(
         title="Image captioning",
@@ -57,6 +67,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     app.include_router(caption.router, dependencies=guard)
     app.include_router(model.router, dependencies=guard)
     app.include_router(health.router)
+    compat.install(app, settings.protocols, guard)
     page.install(app)
     if settings.cors_origins:
         app.add_middleware(
@@ -70,7 +81,7 @@ def create_app(settings: Settings | None = None, engine: CaptionEngine | None = 
     local = not settings.allowed_hosts and not settings.keys and _is_loopback(settings.host)
     if local or (settings.allowed_hosts and "*" not in settings.allowed_hosts):
         app.add_middleware(AllowedHosts, names=settings.allowed_hosts, local=local)
-    app.add_middleware(RequestContext, metrics=metrics, log_health=settings.log_health)
+    app.add_middleware(RequestContext, metrics=metrics, log_health=settings.log_health, tracer=tracer)
     trusted = list(settings.trusted_proxies)
     if trusted:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)

@@ -30,7 +30,7 @@ MAX_TAGS, TAGS = 50, 10
 
 
 class CaptionParams(BaseModel):
-    """How to caption: the query parameters of both caption routes. What is left out is the model's default."""
+    """How to caption: the parameters of every way in. What is left out is the model's default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -252,6 +252,12 @@ class Result(BaseModel):
     error: Problem | None = None
 
 
+class Line(Result):
+    """A line of `POST /captions` with `Accept: application/x-ndjson`: a picture's result as soon as it is there."""
+
+    index: int = Field(ge=0, description="The picture's place among those that were sent, from 0.")
+
+
 class CaptionsResponse(BaseModel):
     """The answer of `POST /captions`, in the order the pictures were sent."""
 
@@ -265,6 +271,13 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class ServiceOut(BaseModel):
+    """The software that serves it."""
+
+    version: str
+    commit: str | None = Field(None, description="What it was built from, where that is known: `CAPTION_COMMIT`.")
+
+
 class ModelResponse(BaseModel):
     """The model being served."""
 
@@ -275,6 +288,7 @@ class ModelResponse(BaseModel):
     search: dict[str, Any] = Field(description="The search defaults, chosen on validation.")
     limits: dict[str, float] = Field(description="What the service accepts.")
     card: dict[str, Any] = Field(description="The model card's facts: data, terms, recipe, metrics, limits.")
+    service: ServiceOut
 
 
 def caption_out(caption: Caption, wording: Wording = "as-said") -> CaptionOut:

@@ -24,7 +24,10 @@ MEGABYTE = 1_000_000
 COMPOSE_ONLY = frozenset({"CAPTION_CPUS", "CAPTION_PUBLISH"})  # read by docker-compose.yml, not by the service
 KEY = re.compile(r"[!-~]+")  # what a header carries
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
+# A name, never an address in any of its forms: its last part is no number.
+FETCH_HOST = re.compile(r"([a-z0-9_-]+\.)*(?!0x|[0-9]+$)[a-z0-9_-]+", re.IGNORECASE)
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+PROTOCOLS = ("huggingface", "openai", "ollama", "photoprism", "azure", "oip")  # modules of app.compat
 Words = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -118,10 +121,26 @@ class Settings(BaseSettings):
     root_path: str = Field(
         "", description="Path under which a proxy shows the service, and which it removes: `/captions`, say."
     )
+    compat: Words = Field(
+        PROTOCOLS,
+        description="Comma-separated protocols of other services that are answered (docs/clients.md); `none` for none.",
+    )
+    fetch_hosts: Words = Field(
+        (),
+        description="Comma-separated hosts that pictures given by URL may be fetched from: names, `*.example.org` for "
+        "all below one, `:PORT` behind it for another port than the scheme's. Default: none, and no picture is "
+        "fetched.",
+    )
+    fetch_seconds: float = Field(10, gt=0, description="Seconds that fetching one picture may take.")
     log_health: bool = Field(True, description="Whether health checks that pass are in the access log.")
+    commit: str = Field(
+        "", pattern="^[0-9A-Za-z._-]*$", description="Commit that the service was built from, for `GET /model`."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
 
-    @field_validator("api_keys", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator(
+        "api_keys", "cors_origins", "allowed_hosts", "trusted_proxies", "compat", "fetch_hosts", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -148,6 +167,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is no host name; without a scheme, a port and a path")
         return names
 
+    @field_validator("compat")
+    @classmethod
+    def _are_protocols(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(names) - {*PROTOCOLS, "none"}:
+            raise ValueError(f"{min(unknown)!r} is none of {', '.join(PROTOCOLS)}")
+        if "none" in names and len(names) > 1:
+            raise ValueError("none stands alone")
+        return names
+
+    @field_validator("fetch_hosts")
+    @classmethod
+    def _can_be_fetched_from(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            name, colon, port = host.removeprefix("*.").partition(":")
+            if not FETCH_HOST.fullmatch(name) or (colon and not port.isdigit()):
+                raise ValueError(f"{host!r} is no host name; without a scheme and a path, and no address")
+        return hosts
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -173,6 +210,11 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[SecretStr, ...]:
         """The keys of `api_keys` and of the file; none leaves the service open."""
         return self.api_keys + (_keys(self.api_keys_file) if self.api_keys_file else ())
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Those of `compat` that are answered, in their own order."""
+        return tuple(name for name in PROTOCOLS if name in self.compat)
 
     @property
     def max_upload_bytes(self) -> int:
@@ -233,7 +275,9 @@ def markdown() -> str:
         default = field.default
         if default == DEFAULT_MODEL:
             default = "model/weights/default"
-        shown = "" if default in ((), "", None) else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        shown = "" if default in ("", None) else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
         rows.append(f"| `CAPTION_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)
 

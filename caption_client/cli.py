@@ -80,6 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
                 from app.__main__ import main as serve
 
             return serve(arguments[1:])
+        if arguments[:1] == ["mcp"]:
+            with _model_needed("caption mcp"):
+                from app.compat.mcp import main as mcp
+
+            return mcp(arguments[1:])
         return _main(arguments)
     except BrokenPipeError:  # `caption ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -541,7 +546,8 @@ def _seconds(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="caption",
-        description="Say in a sentence what each picture shows. `caption serve` starts the HTTP service instead.",
+        description="Say in a sentence what each picture shows. `caption serve` starts the HTTP service instead, "
+        "`caption mcp` the Model Context Protocol over standard input and output.",
         epilog="Exit status: 0 when every picture that was not skipped got its caption, 1 when any failed, a folder "
         "was not looked into or the run stopped early, 2 when nothing could start, 130 when it was interrupted.",
     )

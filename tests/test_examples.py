@@ -20,7 +20,8 @@ from tests.page.engine import FakeEngine
 from tests.page.live import serving
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("quick-start", "command-line", "api", "deployment", "how-it-works", "how-it-works.zh", "troubleshooting")
+NAMES = ("quick-start", "command-line", "api", "clients", "deployment", "how-it-works", "how-it-works.zh",
+         "troubleshooting")  # fmt: skip
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
 LOCALHOST = "http://localhost:8000"
 NOT_RUN = "# not run here: "

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BadParameter, BodyTimeout, ClientGone, Overloaded, TooLarge, UnsupportedMedia
 from app.pictures.forms import read_form
+from app.schemas import CaptionParams
 
 ENVELOPE = 64 * 1024  # bytes that a form may hold besides its files
 ONE, MANY = ("image", "file"), ("images", "files")  # names of form fields; the first is the documented one
@@ -24,6 +25,14 @@ class Upload:
 
     filename: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The files of a request and the parameters that came with them, as text."""
+
+    files: list[Upload]
+    fields: dict[str, str]
 
 
 class UploadMemory:
@@ -67,37 +76,42 @@ class Pace:
         return min(quiet, started + self.silence + received / self.rate) if self.rate else quiet
 
 
-async def read_image(request: Request, limit: int, pace: Pace, take: Take) -> Upload:
+async def read_image(request: Request, limit: int, pace: Pace, take: Take) -> Form:
     """The one picture of `request`: the form field `image` or `file`, or the body itself, whatever its type says.
 
     limit: bytes of the file.
     Raises `TooLarge`, `BodyTimeout`, `BadMultipart`, `BadParameter` or `UnsupportedMedia`.
     """
-    media_type = _media_type(request)
-    if media_type == "multipart/form-data":
-        return (await _read_form(request, ONE, 1, limit, pace, take))[0]
-    if media_type.startswith("multipart/") or media_type == "application/json":
+    type = media_type(request)
+    if type == "multipart/form-data":
+        return await _read_form(request, ONE, 1, limit, pace, take)
+    if type.startswith("multipart/"):
         raise UnsupportedMedia("send the picture as the field 'image' of multipart/form-data, or as the body itself")
     # curl calls any body a form, others call it nothing: its first bytes say what it is.
-    return Upload("", b"".join([chunk async for chunk in _stream(request, limit, pace, take)]))
+    return Form([Upload("", b"".join([chunk async for chunk in stream(request, limit, pace, take)]))], {})
 
 
-async def read_images(request: Request, count: int, limit: int, pace: Pace, take: Take) -> list[Upload]:
+async def read_images(request: Request, count: int, limit: int, pace: Pace, take: Take) -> Form:
     """The pictures of the form field `images`: at most `count`, at most `limit` bytes in all; else as `read_image`."""
-    if _media_type(request) != "multipart/form-data":
-        raise UnsupportedMedia("send the pictures as fields 'images' of multipart/form-data")
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedMedia("send the pictures as fields 'images' of multipart/form-data, or in JSON")
     return await _read_form(request, MANY, count, limit, pace, take)
 
 
-def _media_type(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """What the request says its body is, without parameters; empty if it does not."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read_form(
-    request: Request, names: tuple[str, ...], count: int, limit: int, pace: Pace, take: Take
-) -> list[Upload]:
-    stream = _stream(request, limit + ENVELOPE, pace, take)
-    parts = await read_form(request.headers["content-type"], stream, count)
+async def _read_form(request: Request, names: tuple[str, ...], count: int, limit: int, pace: Pace, take: Take) -> Form:
+    body = stream(request, limit + ENVELOPE, pace, take)
+    parts = await read_form(request.headers["content-type"], body, count + len(CaptionParams.model_fields))
+    fields = {
+        part.name: part.data.decode(errors="replace")
+        for part in parts
+        if part.filename is None and part.name in CaptionParams.model_fields
+    }
+    parts = [part for part in parts if part.filename is not None or part.name not in fields]
     for part in parts:
         if part.name not in names:
             raise BadParameter(f"unknown form field {part.name[:50]!r}; the field is {names[0]!r}")
@@ -110,10 +124,10 @@ async def _read_form(
         raise BadParameter(f"the form field {names[0]!r} is missing")
     if len(parts) > count:
         raise BadParameter(f"at most {count} files named {names[0]!r} in one request")
-    return [Upload(part.filename or "", bytes(part.data)) for part in parts]
+    return Form([Upload(part.filename or "", bytes(part.data)) for part in parts], fields)
 
 
-async def _stream(request: Request, limit: int, pace: Pace, take: Take) -> AsyncGenerator[bytes, None]:
+async def stream(request: Request, limit: int, pace: Pace, take: Take) -> AsyncGenerator[bytes, None]:
     """The body's chunks; stops reading at the first byte too many, or once it comes too slowly."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:

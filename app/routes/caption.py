@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from app.errors import ServiceError, problem
+from app.errors import BadParameter, ServiceError, problem
+from app.incoming import Incoming, incoming, parameters
 from app.pictures import uploads
 from app.routes.problems import problems
-from app.schemas import CaptionParams, CaptionResponse, CaptionsResponse, Problem, Result
-from app.serving.service import CaptionService, unless_gone
+from app.schemas import CaptionParams, CaptionResponse, CaptionsResponse, Line, Problem, Result
 
 router = APIRouter(tags=["captions"])
 Params = Annotated[CaptionParams, Query()]
 
+NDJSON = "application/x-ndjson"
 _FILE = {"type": "string", "format": "binary"}
 
 
+_JSON_PICTURE = {
+    "type": "string",
+    "description": "Base64, a `data:` URL of it, or a URL of a host in `CAPTION_FETCH_HOSTS`.",
+}
+
+
 def _form(names: tuple[str, ...], schema: dict[str, Any]) -> dict[str, Any]:
-    """Any one of `names`: programs differ in what they call the field."""
-    properties = dict.fromkeys(names, schema)
-    form = {"type": "object", "properties": properties, "minProperties": 1, "maxProperties": 1}
-    return {"schema": {**form, "additionalProperties": False}}
+    """The first of `names`, which programs may call by the others, and the parameters of the query beside it."""
+    properties = {names[0]: schema, **CaptionParams.model_json_schema()["properties"]}
+    form = {"type": "object", "properties": properties, "required": [names[0]], "additionalProperties": False}
+    return {"schema": {**form, "description": f"`{names[0]}` may also be called `{names[1]}`."}}
+
+
+def _with_parameters(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """JSON with `name`, and the parameters of the query beside it."""
+    made = CaptionParams.model_json_schema()
+    return {"schema": {**made, "title": f"{name} and parameters", "required": [name],
+                       "properties": {name: schema, **made["properties"]}}}  # fmt: skip
 
 
 _ONE = {
     "multipart/form-data": _form(uploads.ONE, _FILE),
     "image/*": {"schema": _FILE},
     "application/octet-stream": {"schema": _FILE},
+    "application/json": _with_parameters("image", _JSON_PICTURE),
 }
-_MANY = {"multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _FILE})}
+_MANY = {
+    "multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _FILE}),
+    "application/json": _with_parameters("images", {"type": "array", "items": _JSON_PICTURE, "minItems": 1}),
+}
 
 
 @router.put(
@@ -48,19 +70,17 @@ _MANY = {"multipart/form-data": _form(uploads.MANY, {"type": "array", "items": _
 )
 async def caption(request: Request, params: Params) -> CaptionResponse:
     """Caption one picture: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF; of an animation, its first frame."""
-    service: CaptionService = request.app.state.service
-    settings = service.settings
-    service.batcher.check()  # refuse before the upload, not after it
-    with service.upload_memory.hold() as take:
-        pace = uploads.Pace(settings.body_timeout, 1000 * settings.body_rate_kb)
-        upload = await uploads.read_image(request, settings.max_upload_bytes, pace, take)
-        with service.batcher.admit():
-            state = request.state
-            work = service.caption([upload.data], params, state.request_id, state.started)
-            [answer] = await unless_gone(request, work)
-    if isinstance(answer, ServiceError):
-        raise answer
-    return answer
+    with incoming(request) as came:
+        if came.is_json:
+            body = await came.json()
+            given = dict(body.value)
+            data = await came.picture(body, _string(given, "image"))
+            params = parameters(given, params)
+        else:
+            form = await came.image()
+            data = form.files[0].data
+            params = parameters(form.fields, params, strict=False)
+        return await came.caption_one(data, params)
 
 
 @router.post(
@@ -71,21 +91,75 @@ async def caption(request: Request, params: Params) -> CaptionResponse:
 )
 async def captions(request: Request, params: Params) -> Response:
     """Caption several pictures: each gets its captions or its own error, in the order they were sent."""
-    service: CaptionService = request.app.state.service
-    settings = service.settings
-    service.batcher.check()
-    with service.upload_memory.hold() as take:
-        pace = uploads.Pace(settings.body_timeout, 1000 * settings.body_rate_kb)
-        files = await uploads.read_images(request, settings.max_images, settings.max_batch_bytes, pace, take)
-        with service.batcher.admit(len(files)):
-            state = request.state
-            work = service.caption([file.data for file in files], params, state.request_id, state.started)
-            answers = await unless_gone(request, work)
-    results = [_result(file.filename, answer, state.request_id) for file, answer in zip(files, answers, strict=True)]
+    state = request.state
+    with ExitStack() as stack:
+        came = stack.enter_context(incoming(request))
+        if came.is_json:
+            body = await came.json(came.settings.max_batch_bytes)
+            given = dict(body.value)
+            files: list[bytes | ServiceError] = await came.pictures(body, _strings(given, "images"))
+            names = [""] * len(files)
+            params = parameters(given, params)
+        else:
+            form = await came.images()
+            files = [file.data for file in form.files]
+            names = [file.filename for file in form.files]
+            params = parameters(form.fields, params, strict=False)
+        if _wants_lines(request):
+            stack.enter_context(came.service.batcher.admit(len(files)))
+            return Lines(_lines(came, files, names, params), stack.pop_all())
+        answers = await came.caption(files, params)
+    results = [_result(name, answer, state.request_id) for name, answer in zip(names, answers, strict=True)]
     # Reasons for thousands of words are megabytes: a picture at a time, so that others' requests go on in between.
-    parts = [await service.aside(_json, result, large=params.explain) for result in results]
+    parts = [await came.service.aside(_json, result, large=params.explain) for result in results]
     rest = CaptionsResponse(results=[], request_id=state.request_id).model_dump_json().encode()
     return Response(rest.replace(b"[]", b"[" + b",".join(parts) + b"]", 1), media_type="application/json")
+
+
+class Lines(StreamingResponse):
+    """Lines of JSON, each sent as it is made; what was held for the request is given back after the last."""
+
+    media_type = NDJSON
+
+    def __init__(self, lines: AsyncIterator[bytes], held: ExitStack) -> None:
+        super().__init__(lines)
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, until the client hangs up."""
+        with self.held:
+            await super().__call__(scope, receive, send)
+
+
+async def _lines(
+    came: Incoming, files: Sequence[bytes | ServiceError], names: Sequence[str], params: CaptionParams
+) -> AsyncIterator[bytes]:
+    answers = came.caption_as_ready(files, params)
+    async with aclosing(answers):
+        async for index, answer in answers:
+            result = _result(names[index], answer, came.request.state.request_id)
+            line = Line(index=index, **dict(result))
+            yield await came.service.aside(_json, line, large=params.explain) + b"\n"
+
+
+def _wants_lines(request: Request) -> bool:
+    """Whether the client asks for lines, and not only would take anything."""
+    accepted = request.headers.get("accept", "").lower().split(",")
+    return NDJSON in (one.partition(";")[0].strip() for one in accepted)
+
+
+def _string(given: dict[str, Any], name: str) -> str:
+    value = given.pop(name, None)
+    if not isinstance(value, str):
+        raise BadParameter(f"{name}: the JSON needs a picture there, as base64 or as a data: URL")
+    return value
+
+
+def _strings(given: dict[str, Any], name: str) -> list[str]:
+    value = given.pop(name, None)
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise BadParameter(f"{name}: the JSON needs a list of pictures there, each as base64 or as a data: URL")
+    return value
 
 
 def _json(result: Result) -> bytes:

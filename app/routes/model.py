@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from app import __version__
 from app.routes.problems import problems
-from app.schemas import ModelResponse
+from app.schemas import ModelResponse, ServiceOut
 from app.serving.service import CaptionService
 
 router = APIRouter(tags=["about"])
@@ -33,6 +34,7 @@ async def model(request: Request) -> ModelResponse:
             "max_pixels": settings.max_pixels,
         },
         card=dict(engine.card),
+        service=ServiceOut(version=__version__, commit=settings.commit or None),
     )
 
 

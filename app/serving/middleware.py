@@ -18,6 +18,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.errors import PROBLEM_TYPE, NotReady, ServiceError, UnknownHost, problem
 from app.metrics import Metrics
 from app.settings import ROOT_PATH
@@ -121,8 +122,10 @@ class RequestContext:
     HEAD is answered as GET is, without the body, wherever there is a GET.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_health: bool = True) -> None:
-        self.app, self.metrics, self.log_health = app, metrics, log_health
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, log_health: bool = True, tracer: tracing.Tracer | None = None
+    ) -> None:
+        self.app, self.metrics, self.log_health, self.tracer = app, metrics, log_health, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,7 +137,10 @@ class RequestContext:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, started=started)
-        trace = _trace(headers)
+        span = self.tracer.request(headers) if self.tracer else None
+        if span:
+            tracing.current.set(span)
+        trace = tracing.trace(span) if span else _trace(headers)
         asked = scope
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
@@ -189,7 +195,9 @@ class RequestContext:
             await _send_problem(send_with_headers, unexpected, request_id)
         finally:
             seconds = time.perf_counter() - started
-            self._note(scope, asked["method"], status, seconds, sent, state, trace)
+            route = self._note(scope, asked["method"], status, seconds, sent, state, trace)
+            if self.tracer and span:
+                self.tracer.ended(span, asked["method"], route, status)
         if closing:
             await _linger(receive)
             await send({"type": "http.response.body", "body": b""})
@@ -197,13 +205,14 @@ class RequestContext:
     def _note(
         self, scope: Scope, method: str, status: int, seconds: float, sent: int, state: dict[str, Any],
         trace: dict[str, str] | None,
-    ) -> None:  # fmt: skip
+    ) -> str:  # fmt: skip
+        """Count and log the request; returns its route."""
         route = getattr(scope.get("route"), "path", None) or "other"  # the pattern, so that labels stay few
         method = method if method in METHODS else "other"
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.duration.labels(route).observe(seconds)
         if status < 400 and not self.log_health and route.startswith("/health/"):
-            return
+            return route
         client = scope.get("client")
         fields = {
             "request_id": state["request_id"],
@@ -219,6 +228,7 @@ class RequestContext:
         if trace:
             fields |= {name: value for name, value in trace.items() if name != "traceparent"}
         logger.info("request", extra={"fields": fields})
+        return route
 
 
 def _has_body(headers: Headers) -> bool:

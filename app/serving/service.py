@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from starlette.requests import Request
 
+from app import tracing
 from app.alt import alt_text
 from app.errors import BadParameter, ClientGone, DeadlineExceeded, ServiceError, TooLarge
 from app.metrics import Metrics
@@ -22,6 +23,9 @@ from app.settings import Settings
 from model.config import SearchConfig
 from model.errors import ConfigError
 from model.runtime.engine import CaptionEngine
+
+if TYPE_CHECKING:
+    from app.fetch import Fetcher
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -35,6 +39,7 @@ class CaptionService:
         self.engine = engine
         self.metrics = metrics
         self.ready = False
+        self.tracer: tracing.Tracer | None = None
         self.batcher = Batcher(
             engine,
             metrics,
@@ -43,6 +48,11 @@ class CaptionService:
             batch_wait=settings.batch_wait,
         )
         self.upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), metrics.upload_bytes, metrics.rejected)
+        self.fetcher: Fetcher | None = None
+        if settings.fetch_hosts:
+            from app.fetch import Fetcher
+
+            self.fetcher = Fetcher(settings.fetch_hosts, settings.max_upload_bytes, settings.fetch_seconds)
         config = engine.config
         self.guard = Guard(
             config.preprocess,
@@ -92,6 +102,31 @@ class CaptionService:
             raise DeadlineExceeded(f"no answer within {self.settings.deadline:g} seconds") from error
         return [task.result() for task in tasks]
 
+    async def caption_as_ready(
+        self, files: Sequence[bytes], params: CaptionParams, request_id: str, started: float
+    ) -> AsyncGenerator[tuple[int, CaptionResponse | ServiceError]]:
+        """As `caption`, but each file's number and answer as soon as it is there; late ones get `DeadlineExceeded`."""
+        line: Line = deque()
+        search = self._search(params)
+        work = [self._caption(data, params, search, request_id, started, line) for data in files]
+        numbers = {asyncio.ensure_future(one): n for n, one in enumerate(work)}
+        end = time.perf_counter() + self.settings.deadline
+        pending = set(numbers)
+        try:
+            while pending:
+                wait = max(end - time.perf_counter(), 0)
+                done, pending = await asyncio.wait(pending, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=numbers.__getitem__):
+                    yield numbers[task], task.result()
+                if not done:
+                    break
+            for task in sorted(pending, key=numbers.__getitem__):
+                yield numbers[task], DeadlineExceeded(f"no answer within {self.settings.deadline:g} seconds")
+        finally:
+            for task in numbers:
+                task.cancel()
+            await asyncio.gather(*numbers, return_exceptions=True)
+
     async def _caption(
         self,
         data: bytes,
@@ -107,6 +142,10 @@ class CaptionService:
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.format).inc()
+        if self.tracer and (span := tracing.current.get()):
+            queue = waited + answer.queue
+            stages = {"decode": decoded.seconds, "queue": queue, "encode": answer.encode, "generate": answer.generate}
+            self.tracer.stages(span, stages, {"image.format": decoded.format})
         return await self.aside(
             self._response, decoded, waited, answer, params, request_id, started, large=params.explain
         )
