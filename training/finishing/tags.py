@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.captioner import TagHead
 from model.encoder import as_regions
@@ -57,10 +57,12 @@ def fit(
     tags: Sequence[str],
     epochs: int,
     device: torch.device,
+    rest: nn.Module | None = None,
     seed: int = 0,
 ) -> list[dict[str, float]]:
     """Fit `head` to what the captions of `train` say, keep the epoch best on `val`, then calibrate it there.
 
+    rest: those of the encoder's stages that come after the features, if any.
     Returns each epoch's losses (cross-entropy a tag) and mean average precision of the validation pictures (percent);
     its score is what the best one has most of.
     """
@@ -89,14 +91,14 @@ def fit(
         order = rng.permutation(len(targets))
         views = rng.integers(train.data.shape[1], size=len(order))
         for rows in np.array_split(order, -(-len(order) // BATCH)):
-            x = as_regions(train.batch(rows.tolist(), views[rows].tolist(), device).float())
+            x = _regions(train, rows.tolist(), views[rows].tolist(), device, rest)
             loss = F.binary_cross_entropy_with_logits(head(F.dropout(x, 0.3)), targets[rows], reduction="sum")
             optimizer.zero_grad()
             (loss / len(rows) / 10).backward()
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
-        logits = predict(head, val, device)
+        logits = predict(head, val, device, rest)
         figures = {
             "epoch": epoch + 1,
             "train_loss": total / targets.numel(),
@@ -109,7 +111,7 @@ def fit(
             best = {name: value.clone() for name, value in head.state_dict().items()}
         history.append(figures)
     head.load_state_dict(best)
-    slope, shift = platt(predict(head, val, device), wanted)
+    slope, shift = platt(predict(head, val, device, rest), wanted)
     with torch.no_grad():
         head.slope.fill_(slope)
         head.shift.fill_(shift)
@@ -117,16 +119,21 @@ def fit(
 
 
 @torch.inference_mode()
-def predict(head: TagHead, pictures: features.Features, device: torch.device) -> Tensor:
-    """Logits (P, G) of pictures as they are."""
+def predict(head: TagHead, pictures: features.Features, device: torch.device, rest: nn.Module | None = None) -> Tensor:
+    """Logits (P, G) of pictures as they are; `rest` as in `fit`."""
     head.eval()
-    return torch.cat([head(x) for x in _batches(pictures, device)])
+    starts = range(0, len(pictures.pictures), BATCH)
+    batches = [list(range(start, min(start + BATCH, len(pictures.pictures)))) for start in starts]
+    return torch.cat([head(_regions(pictures, rows, [0] * len(rows), device, rest)) for rows in batches])
 
 
-def _batches(pictures: features.Features, device: torch.device) -> Iterator[Tensor]:
-    for start in range(0, len(pictures.pictures), BATCH):
-        rows = list(range(start, min(start + BATCH, len(pictures.pictures))))
-        yield as_regions(pictures.batch(rows, [0] * len(rows), device).float())
+@torch.no_grad()
+def _regions(
+    pictures: features.Features, rows: list[int], views: list[int], device: torch.device, rest: nn.Module | None
+) -> Tensor:
+    """What the encoder makes of some pictures, (B, L, D)."""
+    x = pictures.batch(rows, views, device).float()
+    return as_regions(x if rest is None else rest(x))
 
 
 def platt(logits: Tensor, targets: Tensor) -> tuple[float, float]:
