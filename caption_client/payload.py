@@ -40,7 +40,7 @@ def payload(data: bytes) -> list[bytes]:
     """
     match format_of(data):
         case "JPEG":
-            return [_jpeg(data)]
+            return list(_jpeg(data))
         case "PNG":
             return [chunk for kind, chunk in _png(data) if kind not in PNG_TEXTS]
         case "WebP":
@@ -52,12 +52,18 @@ def payload(data: bytes) -> list[bytes]:
     raise ValueError("no format that carries a text")
 
 
-def _jpeg(data: bytes) -> bytes:
-    """From the first scan on: the pixels, and what follows them."""
+def _jpeg(data: bytes) -> Iterator[bytes]:
+    """Tables and frame headers, and from the first scan on all there is: the pixels, and what follows them."""
     at = 2
     while data[at : at + 2] != b"\xff\xda" and data[at : at + 1] == b"\xff":
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
-    return data[at:]
+        marker, size = data[at + 1], 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFF:
+            at += 1
+            continue
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # applications' segments, and comments
+            yield data[at : at + size]
+        at += size
+    yield data[at:]
 
 
 def _png(data: bytes) -> Iterator[tuple[bytes, bytes]]:

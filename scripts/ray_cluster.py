@@ -159,7 +159,8 @@ class Cluster:
         from ray.cluster_utils import Cluster as Nodes
         from ray.serve._private import api
 
-        api.HTTP_PROXY_TIMEOUT = 600  # seconds that a busy machine may take to start the proxy
+        # Seconds that a busy machine may take to start the proxy; there is no option for it.
+        setattr(api, "HTTP_PROXY_TIMEOUT", 600)  # noqa: B010 (the name is not exported)
         self.port = free_port()
         memory = 100_000_000
         self.nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
@@ -206,8 +207,8 @@ class Cluster:
         """End all of it."""
         import ray
 
-        ray.shutdown()  # type: ignore[no-untyped-call]
-        self.nodes.shutdown()
+        ray.shutdown()
+        self.nodes.shutdown()  # type: ignore[no-untyped-call]
 
 
 def speed(cluster: Cluster, rounds: int, seconds: float) -> dict[str, Any]:

@@ -237,24 +237,23 @@ async def test_so_is_one_that_cannot_decode_but_not_one_that_starts() -> None:
     from app.errors import EngineHangs, NotReady
     from app.ray_serving import Captions
 
-    cls = Captions.func_or_class  # type: ignore[attr-defined]
-    replica = cls.__new__(cls)
     state = SimpleNamespace()
-    replica.application = SimpleNamespace(state=state)
-    await replica.check_health()
+    replica = SimpleNamespace(application=SimpleNamespace(state=state))  # a real one ends by a coroutine, in Ray alone
+    check_health = Captions.func_or_class.check_health  # type: ignore[attr-defined]
+    await check_health(replica)
     state.service = SimpleNamespace(
         ready=True,
         guard=SimpleNamespace(ready=True),
         batcher=SimpleNamespace(engine_seconds=0.0),
         settings=SimpleNamespace(hang=60.0),
     )
-    await replica.check_health()
+    await check_health(replica)
     state.service.guard.ready = False
     with pytest.raises(NotReady):
-        await replica.check_health()
+        await check_health(replica)
     state.service.batcher.engine_seconds = 61.0
     with pytest.raises(EngineHangs):
-        await replica.check_health()
+        await check_health(replica)
 
 
 @pytest.fixture
