@@ -61,7 +61,8 @@ def folder(tmp_path: Path) -> Path:
 
 def run(command: list[str], program: str, url: str, folder: Path) -> str:
     """What `program` prints, with the service at `url` in place of the documented one."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
     done = subprocess.run(
         command, input=program.replace(LOCALHOST, url), cwd=folder, env=environment, text=True, capture_output=True,
         timeout=300, check=False,

@@ -52,6 +52,11 @@ def test_a_variable_that_is_no_setting_stops_the_start() -> None:
     ]
 
 
+def test_the_version_is_told_with_the_commit_where_it_is_known() -> None:
+    assert run("--version").stdout == "caption-service 0.1.0\n"
+    assert run("--version", CAPTION_COMMIT="0a1b2c3").stdout == "caption-service 0.1.0 (0a1b2c3)\n"
+
+
 def test_an_empty_host_is_not_every_interface() -> None:
     done = run("--host", "")
     assert done.returncode == 2

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib import metadata
 
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngine
 
@@ -21,6 +23,13 @@ def test_model_says_what_is_served(client: TestClient, engine: FakeEngine, setti
         "max_images": settings.max_images,
         "max_pixels": settings.max_pixels,
     }
+
+
+def test_model_says_which_software_serves_it(engine: FakeEngine) -> None:
+    for commit in ("", "0a1b2c3"):
+        with TestClient(create_app(Settings(commit=commit), engine)) as client:
+            service = client.get("/model").json()["service"]
+        assert service == {"version": metadata.version("caption-service"), "commit": commit or None}
 
 
 def test_metrics_are_prometheus_text(client: TestClient) -> None:
