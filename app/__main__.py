@@ -7,8 +7,9 @@ import os
 import sys
 
 from app import __version__
-from app.main import create_app, open_engine
+from app.main import create_app
 from app.serving.server import FACTORY, serve
+from app.serving.service import open_engine
 from app.settings import SettingsError, from_environment
 from model.errors import CaptionModelError
 

@@ -36,7 +36,8 @@ from caption_client.alt_text import AltText, AltTextError
 from model.caption import Caption
 from model.checkpoint import open_checkpoint
 from model.errors import CaptionModelError
-from model.runtime.engine import CaptionEngine, load_engine
+from model.runtime import load_engine
+from model.runtime.engine import CaptionEngine
 
 BATCH = 16  # pictures that are decoded, and captioned, together
 READERS = 8  # threads that wait for files, which may be far away

@@ -22,9 +22,8 @@ from app.routes import caption, health, model, page, problems
 from app.schemas import Problem
 from app.serving.middleware import AllowedHosts, ForwardedPrefix, RequestContext
 from app.serving.security import require_key
-from app.serving.service import CaptionService
+from app.serving.service import CaptionService, open_engine
 from app.settings import Settings, from_environment
-from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
 
 
@@ -95,11 +94,6 @@ def create_loaded_app() -> FastAPI:
     """The application of a worker; raises `CaptionModelError` before there is anything to shut down."""
     settings = from_environment()
     return create_app(settings, open_engine(settings))
-
-
-def open_engine(settings: Settings) -> CaptionEngine:
-    """The engine that `settings` describe; raises `CaptionModelError` with what to do about it."""
-    return load_engine(settings.model, settings.device, settings.engine, settings.threads)
 
 
 def _is_loopback(host: str) -> bool:

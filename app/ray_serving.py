@@ -28,10 +28,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PROBLEM_TYPE, EngineHangs, problem
-from app.main import create_app, open_engine
+from app.main import create_app
 from app.metrics import Metrics
 from app.routes import health
 from app.serving.batching import Batcher
+from app.serving.service import open_engine
 from app.settings import Settings, from_environment
 from model.caption import Caption
 from model.config import SearchConfig

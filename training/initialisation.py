@@ -20,7 +20,6 @@ from training.checkpointing import flattened
 from training.config import Recipe, TrainConfig
 from training.data import CaptionData, DataError
 from training.language.pieces import build_pieces
-from training.loop import _of_new
 
 
 def inherited(init: Path) -> Recipe:
@@ -122,3 +121,8 @@ def _begin_alike(captioner: Captioner, other: Captioner, stages: int) -> bool:
     x = captioner.normalise(pixels.to(captioner.mean.device))
     mine, theirs = (each.encoder.stages[:stages].eval()(x) for each in (captioner, other))
     return float((mine - theirs).abs().max()) <= 0.02 * float(mine.abs().max())
+
+
+def _of_new(known: Vocabulary, more: Vocabulary) -> dict[str, str]:
+    """The capitals of those words of `more` that are not in `known`."""
+    return {word: written for word, written in more.capitals.items() if word not in known.words}

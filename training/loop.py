@@ -19,7 +19,6 @@ from tqdm import tqdm
 from model.captioner import Captioner
 from model.checkpoint import save_captioner, write_json
 from model.errors import ConfigError
-from model.vocabulary import Vocabulary
 from training import batching, distributed, features, objectives, optimisation, validation
 from training.checkpointing import Progress, provenance, read_state, restore_state, save_state
 from training.config import Recipe
@@ -198,8 +197,3 @@ def _report(
     if names := few(val_set.pictures, recipe.choose):
         log.warning("%s has fewer than %d validation pictures, too few for CIDEr: the epoch with the lowest validation "
                     "loss is the best", ", ".join(names), FEWEST)  # fmt: skip
-
-
-def _of_new(known: Vocabulary, more: Vocabulary) -> dict[str, str]:
-    """The capitals of those words of `more` that are not in `known`."""
-    return {word: written for word, written in more.capitals.items() if word not in known.words}

@@ -19,11 +19,10 @@ from pydantic import BaseModel, Field
 from app import __version__
 from app.errors import BrokenImage, ServiceError, TooLarge, UrlRefused
 from app.json_body import from_base64
-from app.main import open_engine
 from app.metrics import Metrics
 from app.schemas import CaptionParams, CaptionResponse
 from app.serving.logs import log_config
-from app.serving.service import CaptionService
+from app.serving.service import CaptionService, open_engine
 from app.settings import SettingsError, from_environment
 from caption_client.files import find
 from model.errors import CaptionModelError

@@ -22,6 +22,7 @@ from app.serving.batching import Answer, Batcher, Line
 from app.settings import Settings
 from model.config import SearchConfig
 from model.errors import ConfigError
+from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
 
 if TYPE_CHECKING:
@@ -202,6 +203,11 @@ class CaptionService:
             decorative=decoded.decorative,
             tags=tags_out(config.tags, answer.tags, params.num_tags, params.wording),
         )
+
+
+def open_engine(settings: Settings) -> CaptionEngine:
+    """The engine that `settings` describe; raises `CaptionModelError` with what to do about it."""
+    return load_engine(settings.model, settings.device, settings.engine, settings.threads)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
