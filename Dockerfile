@@ -72,8 +72,8 @@ ENV CAPTION_DEVICE=cuda
 # KubeRay and `ray start` give the command. A login shell, which some versions of it use, looks in /usr/local/bin only.
 FROM runtime AS ray
 COPY --from=build-ray /venv /venv
-COPY --from=code-cpu /app /app
-USER root
+COPY --from=code /app /app
+USER 0:0
 RUN ln -s /venv/bin/ray /venv/bin/serve /usr/local/bin/
 USER 10001:10001
 ENV CAPTION_DEVICE=cpu

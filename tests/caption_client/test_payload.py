@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from caption_client.payload import format_of, payload
-from tests.app.pictures import encode, quarters
+from tests.pictures import encode, quarters
 
 FORMATS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "TIFF": "TIFF", "HEIF": "HEIF", "AVIF": "HEIF"}
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from model.config import SearchConfig
 from model.constraints import FREE, Constraints
 from model.errors import ConfigError
-from model.runtime.engine import CaptionEngine, load_engine
+from model.runtime import load_engine
+from model.runtime.engine import CaptionEngine
 from model.runtime.openvino_engine import OpenVINOEngine, OpenVINOStepper
 from model.search import beam_search, search
 from model.vocabulary import END, SPECIAL, Vocabulary
