@@ -55,7 +55,7 @@ def test_tally_counts_the_gravest_kind() -> None:
 
 
 def test_the_judgements_that_ship_are_of_twenty_pictures_and_counted_as_the_docs_say() -> None:
-    judged = read_judgements(RECIPES.parent / "judgements" / "flickr8k.json")
+    judged = read_judgements(RECIPES.parent / "judgements" / "everyday.json")
     assert len(judged) == 20
     counts = {kind: count for kind, count in tally([[failure] for failure in judged.values()]).items() if count}
     text = " ".join((RECIPES.parents[1] / "docs" / "training.md").read_text(encoding="utf-8").split())
