@@ -32,7 +32,7 @@ class _Parts:
 
     def on_part_begin(self) -> None:
         if len(self.parts) > self.count:
-            raise BadParameter(f"more than {self.count} files in the form")
+            raise BadParameter(f"more than {self.count} parts in the form")
         self.parts.append(Part())
         self._disposition = b""
 

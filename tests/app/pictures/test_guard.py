@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from app.errors import (
 )
 from app.metrics import Metrics
 from app.pictures import guard as module
+from app.pictures.decoder import REPLY
 from app.pictures.guard import Decoded, Guard
 from model import images
 from model.config import PreprocessConfig
@@ -423,7 +423,7 @@ def test_a_worker_that_answers_nonsense_is_not_believed() -> None:
         async with running() as guard:
             job = module.Job(b"x", asyncio.get_running_loop().create_future())
             worker = guard._running[0]
-            for reply in (struct.pack(">BBIId", 0, 99, 1, 1, 0.0), struct.pack(">BBIId", 77, 0, 1, 1, 0.0)):
+            for reply in (REPLY.pack(0, 99, 1, 1, 0.0, False), REPLY.pack(77, 0, 1, 1, 0.0, False)):
                 with pytest.raises((ValueError, LookupError)):
                     guard._settle(worker, job, reply)
             assert not job.future.done()
