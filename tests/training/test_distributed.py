@@ -66,7 +66,7 @@ def start(folder: Path, run: str, processes: int, more: str = "", epochs: int = 
     if "cider" in more:
         arguments += ["--init", str(folder / "one" / "best")]
     return subprocess.Popen(
-        [sys.executable, *launch, "training.loop", *arguments],
+        [sys.executable, *launch, "training.commands.train", *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_run_goes_on_after_a_process_was_killed(folder: Path) -> None:
     while not (killed / "state.pt").is_file():
         assert process.poll() is None
         time.sleep(0.02)
-    children = [c for c in psutil.Process(process.pid).children(recursive=True) if "training.loop" in c.cmdline()]
+    children = [c for c in psutil.Process(process.pid).children(recursive=True) if "training.commands.train" in c.cmdline()]
     os.kill(max(children, key=lambda child: child.create_time()).pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode != 0

@@ -589,7 +589,7 @@ def test_likelihood_is_added_to_the_self_critical_loss(
     data: CaptionData, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = run(tiny.recipe(), data, tmp_path / "alone", cache)
-    monkeypatch.setattr(objectives, "draw", lambda *_: None)
+    monkeypatch.setattr(objectives, "draw", lambda *_: torch.ones(1, 1, 2, dtype=torch.int64))
     monkeypatch.setattr(objectives, "cider_loss", lambda *_: (torch.zeros(()), 0.0))
     added = run(tiny.recipe(objective="cider", likelihood_weight=1.0), data, tmp_path / "added", cache)
     assert_same(load_captioner(added).state_dict(), load_captioner(alone).state_dict())
