@@ -77,7 +77,7 @@ def test_the_picture_of_the_imports_shows_a_new_room_and_its_arrows(
     monkeypatch.setattr(imports, "ROOT", tmp_path)
     lines = [line.strip() for line in imports.mermaid().splitlines()]
     assert [line for line in lines if "-->" in line or "-.->" in line] == [
-        "app_above --> app_rooms", "app_rooms --> app", "app_rooms -.-> model",
+        "app_rooms --> app", "app_above --> app_rooms", "app_rooms -.-> model",
     ]  # fmt: skip
     assert 'app_rooms["app/rooms/<br>door"]' in lines
 
