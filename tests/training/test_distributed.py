@@ -118,7 +118,9 @@ def test_a_run_goes_on_after_a_process_was_killed(folder: Path) -> None:
     while not (killed / "state.pt").is_file():
         assert process.poll() is None
         time.sleep(0.02)
-    children = [c for c in psutil.Process(process.pid).children(recursive=True) if "training.commands.train" in c.cmdline()]
+    children = [
+        c for c in psutil.Process(process.pid).children(recursive=True) if "training.commands.train" in c.cmdline()
+    ]
     os.kill(max(children, key=lambda child: child.create_time()).pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode != 0
