@@ -30,7 +30,7 @@ from tqdm import tqdm
 from app.bulk_plan import SHARD, BulkError, Item, Place, Plan, Shard, find, read
 from app.errors import ServiceError
 from app.metrics import Metrics
-from app.pictures.guard import Guard
+from app.pictures.guard import Decoded, Guard
 from app.settings import DEFAULT_MODEL, Settings, SettingsError, from_environment
 from caption_client.alt_text import AltText, AltTextError
 from model.caption import Caption
@@ -50,7 +50,7 @@ ANSWERS = pa.schema(
         ("caption", pa.string()),
         ("confidence", pa.float32()),
         ("tags", pa.list_(pa.string())),
-        ("review", pa.bool_()),  # less confident than the checkpoint finds right: a person should look
+        ("review", pa.bool_()),  # as in the answers of the service
         ("error", pa.string()),
     ]
 )
@@ -103,35 +103,32 @@ class Worker:
             answers += await asyncio.to_thread(self._answers, batch)
         return answers
 
-    async def _decoded(
-        self, batch: Sequence[tuple[Item, Callable[[], bytes]]]
-    ) -> list[tuple[Item, NDArray[np.uint8] | str]]:
-        """The pixels of each, or what is wrong with it."""
+    async def _decoded(self, batch: Sequence[tuple[Item, Callable[[], bytes]]]) -> list[tuple[Item, Decoded | str]]:
+        """Each decoded, or what is wrong with it."""
 
-        async def one(item: Item, content: Callable[[], bytes]) -> tuple[Item, NDArray[np.uint8] | str]:
+        async def one(item: Item, content: Callable[[], bytes]) -> tuple[Item, Decoded | str]:
             try:
                 data = await self.loop.run_in_executor(self.readers, _patiently, content)
                 if len(data) > self.settings.max_upload_bytes:
                     return item, f"the file is larger than {self.settings.max_upload_bytes} bytes"
-                return item, (await self.guard.read(data)).pixels
+                return item, await self.guard.read(data)
             except (ServiceError, OSError, CaptionModelError) as error:
                 return item, getattr(error, "strerror", None) or str(error)
 
         return await asyncio.gather(*(one(*each) for each in batch))
 
-    def _answers(self, batch: Sequence[tuple[Item, NDArray[np.uint8] | str]]) -> list[dict[str, Any]]:
-        good = [pixels for _, pixels in batch if not isinstance(pixels, str)]
-        found = iter(captioned(self.engine, good))
+    def _answers(self, batch: Sequence[tuple[Item, Decoded | str]]) -> list[dict[str, Any]]:
+        found = iter(captioned(self.engine, [one.pixels for _, one in batch if not isinstance(one, str)]))
         rows = []
-        for item, pixels in batch:
+        for item, decoded in batch:
             row = empty(item.name)
-            said = pixels if isinstance(pixels, str) else next(found)
-            if isinstance(said, str):
+            said = decoded if isinstance(decoded, str) else next(found)
+            if isinstance(said, str) or isinstance(decoded, str):
                 row["error"] = said
             else:
                 caption, tags = said
                 row |= {"caption": caption.text, "confidence": caption.confidence, "tags": tags}
-                row["review"] = caption.confidence < self.engine.config.review_below
+                row["review"] = decoded.decorative or self.engine.wants_review(caption)
                 if self.job.sidecars:
                     row["error"] = _beside(item, caption.text)
             rows.append(row)
@@ -154,19 +151,15 @@ def guard_of(engine: CaptionEngine, settings: Settings) -> Guard:
 
 def captioned(engine: CaptionEngine, pixels: Sequence[NDArray[np.uint8]]) -> list[tuple[Caption, list[str]] | str]:
     """Caption and tags of each picture; of one that the engine fails on, which must not fail its neighbours, why."""
-    if not pixels:
-        return []
-    try:
-        regions = engine.encode(np.stack(pixels))
-        captions = engine.generate(regions)
-        tags = engine.tags(regions) if engine.config.tags else np.empty((len(pixels), 0), np.float32)
-    except Exception as error:
-        if len(pixels) == 1:
-            return [f"the model failed on this picture: {error}"]
-        return [captioned(engine, [one])[0] for one in pixels]
     names = engine.config.tags
-    likely = [[names[g] for g in np.argsort(-row) if row[g] >= LIKELY] for row in tags]
-    return [(found[0], mine) for found, mine in zip(captions, likely, strict=True)]
+    made: list[tuple[Caption, list[str]] | str] = []
+    for answer in engine.answers(pixels):
+        if isinstance(answer, Exception):
+            made.append(f"the model failed on this picture: {answer}")
+            continue
+        captions, likely = answer
+        made.append((captions[0], [names[g] for g in np.argsort(-likely) if likely[g] >= LIKELY]))
+    return made
 
 
 def empty(name: str) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from caption_client.answers import Caption, Image, Tag
 from caption_client.cli import Outcome, ahead
 from caption_client.exiftool import ExifToolError
 from model import images
-from model.caption import reliability
-from model.config import SearchConfig
 from model.errors import ImageError
 from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
@@ -71,48 +69,26 @@ def outcomes(
         decoded = ahead(pool, decode, names, 2 * BATCH)
         while batch := list(islice(decoded, BATCH)):
             good = [pixels for _, pixels, _, _ in batch if pixels is not None]
-            answered = iter(_answers(engine, good, search, params))
+            answered = iter(engine.answers(good, search, params.explain))
             for name, pixels, image, error in batch:
-                if pixels is None:
+                if pixels is None or image is None:
                     yield Outcome(name, [], error=error)
                     continue
-                captions, tags = next(answered)
-                if not captions or image is None:
+                answer = next(answered)
+                if isinstance(answer, Exception):
+                    print(f"caption: the model failed: {answer!r}", file=sys.stderr)
                     yield Outcome(name, [], image, "the model failed on this picture")
                     continue
+                found, likely = answer
+                captions = [answers.read(Caption, one.model_dump()) for one in captions_out(found, params.wording)]
+                out = tags_out(engine.config.tags, likely, params.num_tags, params.wording)
+                tags = None if out is None else [Tag(tag.text, tag.probability) for tag in out]
                 bare = is_decorative(pixels, image.width, image.height)
-                review = bare or reliability(captions[0].confidence, captions[0].support) < engine.config.review_below
+                review = bare or engine.wants_review(found[0])
                 alt = "" if bare else alt_text(captions[0].text)
                 yield Outcome(name, captions, image, None, alt, review, bare, tags)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _answers(
-    engine: CaptionEngine, pixels: list[NDArray[np.uint8]], search: SearchConfig, params: CaptionParams
-) -> list[tuple[list[Caption], list[Tag] | None]]:
-    """Captions and tags of each picture; none for one that the engine fails on, which must not fail its neighbours."""
-    if not pixels:
-        return []
-    try:
-        regions = engine.encode(np.stack(pixels))
-        found, likely = engine.generate(regions, search, params.explain), engine.tags(regions)
-    except Exception as error:
-        if len(pixels) == 1:
-            print(f"caption: the model failed: {error!r}", file=sys.stderr)
-            return [([], None)]
-        return [_answers(engine, [one], search, params)[0] for one in pixels]
-    made = []
-    for captions, probabilities in zip(found, likely, strict=True):
-        out = captions_out(captions, params.wording)
-        tags = tags_out(engine.config.tags, probabilities, params.num_tags, params.wording)
-        made.append(
-            (
-                [answers.read(Caption, caption.model_dump()) for caption in out],
-                None if tags is None else [Tag(tag.text, tag.probability) for tag in tags],
-            )
-        )
-    return made
 
 
 class Explanations:

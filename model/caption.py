@@ -69,10 +69,5 @@ class Caption:
 
     @property
     def reliability(self) -> float:
-        """See `reliability`."""
-        return reliability(self.confidence, self.support)
-
-
-def reliability(confidence: float, support: float | None) -> float:
-    """What decides whether a person should look at a caption: its support, or its confidence where it has none."""
-    return confidence if support is None else support
+        """What decides whether a person should look at it: its support, or its confidence where it has none."""
+        return self.confidence if self.support is None else self.support

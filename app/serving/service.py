@@ -199,7 +199,7 @@ class CaptionService:
             timing_ms=timing(queue, decoded.seconds, answer.encode, answer.generate, total),
             request_id=request_id,
             alt="" if decoded.decorative else alt_text(captions[0].text),
-            review=decoded.decorative or answer.captions[0].reliability < config.review_below,
+            review=decoded.decorative or self.engine.wants_review(answer.captions[0]),
             decorative=decoded.decorative,
             tags=tags_out(config.tags, answer.tags, params.num_tags, params.wording),
         )

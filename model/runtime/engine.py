@@ -122,6 +122,27 @@ class CaptionEngine(Lane):
         """`encode`, then `generate`."""
         return self.generate(self.encode(pixels), search, explain)
 
+    def answers(
+        self, pixels: Sequence[NDArray[np.uint8]], search: SearchConfig | None = None, explain: bool = False
+    ) -> list[tuple[list[Caption], NDArray[np.float32]] | Exception]:
+        """Captions and tags' probabilities (G,) of each picture, as `generate` and `tags` give them for a batch.
+
+        Of a picture that the engine fails on what it raised, which must not fail its neighbours.
+        """
+        if not pixels:
+            return []
+        try:
+            regions = self.encode(np.stack(pixels))
+            return list(zip(self.generate(regions, search, explain), self.tags(regions), strict=True))
+        except Exception as error:
+            if len(pixels) == 1:
+                return [error]
+            return [self.answers([one], search, explain)[0] for one in pixels]
+
+    def wants_review(self, caption: Caption) -> bool:
+        """Whether a person should look at it, by the checkpoint's own measure."""
+        return caption.reliability < self.config.review_below
+
     @property
     def warm_up_sizes(self) -> Sequence[int]:
         """Batch sizes that go different ways through the engine."""
