@@ -33,6 +33,7 @@ from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
 from app.settings import DEFAULT_MODEL, Settings, SettingsError, from_environment
 from caption_client.alt_text import AltText, AltTextError
+from caption_client.cli import positive
 from model.caption import Caption
 from model.checkpoint import open_checkpoint
 from model.errors import CaptionModelError
@@ -309,17 +310,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--sidecars", action="store_true", help="also write PICTURE.jpg.txt beside local pictures that have none")
     add("--model", type=Path, metavar="FOLDER", help="checkpoint; default: the one inside")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda: each worker takes a GPU")
-    add("--workers", type=_positive, metavar="N", help="default: one for each core")
-    add("--cpus", type=_positive, default=1, metavar="N", help="cores of a worker (1)")
-    add("--shard", type=_positive, default=SHARD, metavar="N", help=f"pictures in a file of answers ({SHARD})")
+    add("--workers", type=positive, metavar="N", help="default: one for each core")
+    add("--cpus", type=positive, default=1, metavar="N", help="cores of a worker (1)")
+    add("--shard", type=positive, default=SHARD, metavar="N", help=f"pictures in a file of answers ({SHARD})")
     add("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: $RAY_ADDRESS, or this machine alone")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 if __name__ == "__main__":

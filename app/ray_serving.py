@@ -162,8 +162,7 @@ class Engine:
         with self.batcher.admit(len(pixels)):
             search = search or self.engine.config.search
             answers = await asyncio.gather(*(self.batcher.submit(one, search, explain) for one in pixels))
-        tags = [getattr(answer, "tags", np.empty(0, np.float32)) for answer in answers]
-        return [answer.captions for answer in answers], np.stack(tags)
+        return [answer.captions for answer in answers], np.stack([answer.tags for answer in answers])
 
     def check_health(self) -> None:
         """Raise `EngineHangs` when the engine does."""

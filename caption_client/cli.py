@@ -599,7 +599,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 takes as many as there are")
     add(
         "--max-pixels",
-        type=_positive,
+        type=positive,
         default=os.environ.get("CAPTION_MAX_PIXELS", "50000000"),
         metavar="N",
         help="most pixels of a picture; default: $CAPTION_MAX_PIXELS or 50000000",
@@ -608,7 +608,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument that is a number of 1 or more."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number

@@ -74,10 +74,14 @@ def _weight(words: Tensor) -> Tensor | float:
 
 def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memory:
     """What the decoder needs, from what left the encoder's first `frozen_stages` stages."""
+    return captioner.decoder.memory(regions_of(captioner, inputs, frozen_stages))
+
+
+def regions_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Tensor:
+    """What the encoder makes of a picture, (B, L, D), from what left its first `frozen_stages` stages."""
     if frozen_stages == 0:
         inputs = captioner.normalise(inputs).contiguous(memory_format=torch.channels_last)
-    x = captioner.encoder.stages[frozen_stages:](inputs.float())
-    return captioner.decoder.memory(as_regions(x))
+    return as_regions(captioner.encoder.stages[frozen_stages:](inputs.float()))
 
 
 def likelihood_loss(

@@ -142,5 +142,4 @@ def ended(answer: CaptionResponse, choice: int = 0) -> str:
 
 def tags(answer: CaptionResponse) -> list[tuple[str, float]] | None:
     """What the model sees and how likely, likeliest first; None for a checkpoint that cannot tell."""
-    found = getattr(answer, "tags", None)
-    return None if found is None else [(tag.text, tag.probability) for tag in found]
+    return None if answer.tags is None else [(tag.text, tag.probability) for tag in answer.tags]

@@ -17,13 +17,13 @@ from torch import nn
 from model.caption import Caption
 from model.captioner import Captioner
 from model.config import RerankConfig
-from model.encoder import as_regions
 from model.neighbours import Neighbours
 from model.rerank import agreement, log_odds, tag_places
 from model.vocabulary import END, words_of
 from training import features
 from training.augment import AugmentConfig
 from training.data import Picture
+from training.objectives import regions_of
 from training.scoring.cider import CiderD
 from training.scoring.metrics import bootstrap, interval
 
@@ -42,11 +42,11 @@ def pooled(captioner: Captioner, pictures: Sequence[Picture], cache: Path) -> tu
     device = next(captioner.parameters()).device
     stages = features.before_head(captioner, len(captioner.encoder.stages))
     cached = features.cached(captioner, stages, pictures, 1, AugmentConfig(), cache, device)
-    rest = captioner.encoder.stages[stages:].eval()
+    captioner.encoder.eval()
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(cached.pictures), _BATCH):
         rows = range(start, min(start + _BATCH, len(cached.pictures)))
-        regions = as_regions(rest(cached.batch(rows, [0] * len(rows), device).float()))
+        regions = regions_of(captioner, cached.batch(rows, [0] * len(rows), device), stages)
         found.append(regions.mean(1).cpu().numpy())
     return list(cached.pictures), np.concatenate(found)
 
