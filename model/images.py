@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,6 +71,7 @@ UNSURE = re.compile(
     r"decode image: (?:BMFF parsing failed|Missing or empty image item)|Security limit exceeded: Image size"
     r"|^Invalid input: (?!.*(?:end of file|File size too small))|not enough image data"
 )
+ITEM_SIZE = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)  # width and height of an AVIF's or HEIF's item, as its box says
 LAYERED = re.compile(rb"....ftyp(?:heim|heis|hevm|hevs)", re.DOTALL)  # HEVC of several layers
 
 OUT_OF_MEMORY = re.compile(r"out of memory|memory allocation error(?!: security limit)", re.IGNORECASE)
@@ -133,6 +135,9 @@ def read(data: bytes, max_pixels: int, size: int = 0, memory: float = float("inf
             raise TooCostly("the picture needs too much memory to decode") from error
         if NOT_OURS.search(str(error)) or LAYERED.match(data):
             raise UnsupportedVariant(f"a variant of {format} that is not read here") from error
+        for said in ITEM_SIZE.findall(data) if format in ("AVIF", "HEIF") else ():  # refused before it told its size
+            width, height = struct.unpack(">II", said)
+            _check_size(width, height, max_pixels)
         if UNSURE.search(str(error)) and _is_whole(data, format):
             raise UnsupportedVariant(f"damaged, or a variant of {format} that is not read here") from error
         raise BrokenImage(f"the {format} picture is damaged or cut off and cannot be decoded") from error

@@ -84,7 +84,8 @@ def test_serving_and_testing_bring_only_pinned_packages() -> None:
 
 def test_what_is_installed_here_is_what_is_pinned() -> None:
     pins = constraints()
-    installed = {canonicalize_name(d.name): d.version for d in metadata.distributions()}
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # sys.path may hold what a package vendors
+    installed = {canonicalize_name(d.name): d.version for d in metadata.distributions(path=folders)}
     differ = {
         name: version for name, version in installed.items() if name in pins and version not in _exactly(pins[name])
     }

@@ -235,7 +235,8 @@ class Guard:
         memory = self.memory_mb * MEBIBYTE // (1 if job.large else QUICK_SHARE)
         try:
             worker.channel.send(REQUEST.pack(len(job.data), memory))
-        except OSError:  # it has just ended; reading its channel tells
+        except OSError:
+            self._never_began(worker)
             return
         worker.timer = asyncio.get_running_loop().call_later(QUICK, self._look, worker)
 
@@ -286,6 +287,12 @@ class Guard:
     def _answered(self, worker: Worker) -> None:
         try:
             reply = worker.channel.recv(MAX_MESSAGE)
+        except ConnectionResetError:  # the kernel's word for a request that nobody has read
+            if worker.job and not worker.ended:
+                self._never_began(worker)
+                self._fill()
+                return
+            reply = b""
         except OSError:
             reply = b""
         if len(reply) < REPLY.size or worker.job is None or worker.ended:
@@ -338,6 +345,15 @@ class Guard:
         elif worker.job:
             self._retry(worker.job, "lost")
         self._staff()
+
+    def _never_began(self, worker: Worker) -> None:
+        """It has ended while it was idle: its picture never came to a decoder, and is for another."""
+        job, worker.job = worker.job, None
+        self._died(worker)
+        if job and job.dear:
+            self._defer(job, first=True)
+        elif job:
+            self._push(job)
 
     def _forget(self, worker: Worker) -> None:
         if worker in self._running:

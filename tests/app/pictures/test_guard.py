@@ -87,6 +87,19 @@ def kill(worker: module.Worker, number: signal.Signals = signal.SIGKILL) -> None
     os.kill(worker.pid, number)
 
 
+async def decoding(guard: Guard) -> module.Worker:
+    """A worker that has begun with its picture."""
+    at_it: list[module.Worker] = []
+
+    def look() -> bool:
+        busy = (worker for worker in guard._running if worker.job and not worker.ended)
+        at_it[:] = [worker for worker in busy if worker.cpu_seconds() - worker.cpu > 0.005]
+        return bool(at_it)
+
+    await until(look)
+    return at_it[0]
+
+
 def children(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
@@ -221,8 +234,7 @@ def test_a_worker_that_is_killed_costs_no_answer(caplog: pytest.LogCaptureFixtur
     async def test() -> None:
         async with running(seconds=2) as guard:
             task = asyncio.ensure_future(guard.read(SCANS))
-            await until(lambda: any(worker.job for worker in guard._running))
-            kill(next(worker for worker in guard._running if worker.job))
+            kill(await decoding(guard))
             with pytest.raises(TooCostly):  # the second attempt's own answer
                 await task
             assert ended(guard, "killed") == 1
@@ -230,8 +242,7 @@ def test_a_worker_that_is_killed_costs_no_answer(caplog: pytest.LogCaptureFixtur
 
             task = asyncio.ensure_future(guard.read(SCANS))
             for _ in range(2):
-                await until(lambda: any(worker.job and not worker.ended for worker in guard._running))
-                worker = next(worker for worker in guard._running if worker.job)
+                worker = await decoding(guard)
                 kill(worker)
                 await until(lambda gone=worker: gone not in guard._running)  # type: ignore[misc]
             with pytest.raises(DecoderFailed) as caught:
@@ -251,8 +262,7 @@ def test_a_crash_is_the_pictures_doing() -> None:
         async with running() as guard:
             task = asyncio.ensure_future(guard.read(SCANS))
             for _ in range(2):  # the second time with all the memory that there is
-                await until(lambda: any(worker.job and not worker.ended for worker in guard._running))
-                worker = next(worker for worker in guard._running if worker.job)
+                worker = await decoding(guard)
                 kill(worker, signal.SIGSEGV)
                 await until(lambda gone=worker: gone not in guard._running)  # type: ignore[misc]
             with pytest.raises(BrokenImage, match="crashed"):
