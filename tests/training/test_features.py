@@ -69,13 +69,13 @@ def test_it_is_what_leaves_the_frozen_stages(captioner: Captioner, data: Caption
 def test_a_frozen_encoder_is_cached_before_a_last_stage_that_makes_more_of_it(
     captioner: Captioner, data: CaptionData, tmp_path: Path
 ) -> None:
-    """Lite's head makes 1280 channels of 320; what the decoder reads stays the same."""
+    """Lite's head makes 1280 channels of 80, in its small form; what the decoder reads stays the same."""
     pictures = data.split("val")
     assert before_head(captioner, 9) == 8
     assert [before_head(captioner, frozen) for frozen in (0, 1, 7, 8)] == [0, 1, 7, 8]  # cut where training begins
     assert compute(captioner, pictures, tmp_path, frozen=9).data.shape == (6, 1, 1280, 1, 1)
     found = compute(captioner, pictures, tmp_path, frozen=8)
-    assert (found.stages, found.data.shape) == (8, (6, 1, 320, 1, 1))
+    assert (found.stages, found.data.shape) == (8, (6, 1, 80, 1, 1))
     pixels = np.stack([preprocess.to_pixels(p.open(), captioner.config.preprocess) for p in pictures])
     with torch.no_grad():
         mine = memory_of(captioner.eval(), found.batch(range(6), [0] * 6, tiny.CPU), found.stages)

@@ -517,7 +517,7 @@ precision = "fp32"
     assert written == open_checkpoint(best).metrics["recipe"]
     model = written["model"]
     assert model == json.loads(json.dumps(asdict(open_checkpoint(best).config)))
-    assert (model["encoder"]["name"], model["preprocess"]["size"]) == ("efficientnet_lite0", 32)
+    assert (model["encoder"]["name"], model["preprocess"]["size"]) == (tiny.ENCODER, 32)
     assert (model["decoder"]["hidden_size"], model["decoder"]["dropout"], model["name"]) == (16, 0.1, "more")
 
 

@@ -32,6 +32,8 @@ encoder_weights = "none"
 min_count = 1
 [base.model.preprocess]
 size = 32
+[base.model.encoder]
+name = "efficientnet_lite_tiny"
 [base.model.decoder]
 embed_size = 8
 hidden_size = 8
