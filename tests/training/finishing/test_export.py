@@ -36,6 +36,12 @@ def folder(plain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain, tmp_path / "copy"))
 
 
+@pytest.fixture
+def exported(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint with its graphs, as an export left it."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "exported"))
+
+
 @pytest.mark.parametrize(
     ("cell", "sentinel", "layers", "heads"),
     [
@@ -85,38 +91,35 @@ def test_every_decoder_exports_and_steps_like_torch(
             state = out.state
 
 
-def test_the_digests_of_the_graphs_are_recorded(folder: Path) -> None:
-    assert [name for name in open_checkpoint(folder).digests if name.startswith(GRAPHS)] == []
-    export(folder)
-    opened = open_checkpoint(folder)
+def test_the_digests_of_the_graphs_are_recorded(plain: Path, exported: Path) -> None:
+    assert [name for name in open_checkpoint(plain).digests if name.startswith(GRAPHS)] == []
+    opened = open_checkpoint(exported)
     recorded = {name for name in opened.digests if name.startswith(GRAPHS)}
-    assert recorded == {f"{GRAPHS}/{path.name}" for path in (folder / GRAPHS).iterdir()}
+    assert recorded == {f"{GRAPHS}/{path.name}" for path in (exported / GRAPHS).iterdir()}
     assert {f"{GRAPHS}/encoder.xml", f"{GRAPHS}/step-int8.bin"} <= recorded
     for name in opened.digests:
         opened.verified(name)
-    assert not [path for path in folder.iterdir() if path.is_dir() and path.name != GRAPHS]  # nothing temporary left
+    assert not [path for path in exported.iterdir() if path.is_dir() and path.name != GRAPHS]  # nothing temporary left
 
 
-def test_weights_in_float16_are_stored_once(folder: Path) -> None:
-    export(folder)
-    assert [path.name for path in (folder / GRAPHS).glob("*.bin")] == ["step-int8.bin"]
-    weights = (folder / WEIGHTS).read_bytes()
-    export(folder)  # what only graphs read is no weight of the captioner, and makes no difference to the next export
-    assert (folder / WEIGHTS).read_bytes() == weights
+def test_weights_in_float16_are_stored_once(exported: Path) -> None:
+    assert [path.name for path in (exported / GRAPHS).glob("*.bin")] == ["step-int8.bin"]
+    weights = (exported / WEIGHTS).read_bytes()
+    export(exported)  # what only graphs read is no weight of the captioner, and makes no difference to the next export
+    assert (exported / WEIGHTS).read_bytes() == weights
 
 
-def test_graphs_with_weights_of_their_own_are_read_too(folder: Path) -> None:
+def test_graphs_with_weights_of_their_own_are_read_too(exported: Path) -> None:
     """As an export wrote them before they shared the captioner's."""
-    export(folder)
-    checkpoint, pixels = open_checkpoint(folder), pictures(2)
-    engine = load_engine(folder, engine="openvino", precision="f32")
+    checkpoint, pixels = open_checkpoint(exported), pictures(2)
+    engine = load_engine(exported, engine="openvino", precision="f32")
     expected = engine.generate(engine.encode(pixels), engine.config.search)
     for name in (ENCODER, STEP):
-        graph = ov.Core().read_model(folder / GRAPHS / f"{name}.xml", folder / WEIGHTS)
-        ov.save_model(graph, folder / GRAPHS / f"{name}.xml")
-    save_captioner(load_captioner(folder), folder, {})
-    write_config(folder, checkpoint.config, checkpoint.vocabulary, graphs=True)
-    older = load_engine(folder, engine="openvino", precision="f32")
+        graph = ov.Core().read_model(exported / GRAPHS / f"{name}.xml", exported / WEIGHTS)
+        ov.save_model(graph, exported / GRAPHS / f"{name}.xml")
+    save_captioner(load_captioner(exported), exported, {})
+    write_config(exported, checkpoint.config, checkpoint.vocabulary, graphs=True)
+    older = load_engine(exported, engine="openvino", precision="f32")
     assert older.generate(older.encode(pixels), older.config.search) == expected
 
 
