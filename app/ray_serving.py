@@ -150,7 +150,7 @@ class Engine:
     def facts(self) -> Facts:
         """What the application says of the engine."""
         engine = self.engine
-        return Facts(engine.name, engine.device, engine.config, dict(engine.card))
+        return Facts(engine.name, engine.device, engine.precision, engine.config, dict(engine.card))
 
     async def caption(
         self, pixels: NDArray[np.uint8], search: SearchConfig | None, explain: bool
@@ -177,6 +177,7 @@ class Facts:
 
     name: str
     device: str
+    precision: str
     config: Any
     card: Mapping[str, Any]
 
@@ -224,7 +225,8 @@ class RemoteEngine(RemoteLane, CaptionEngine):
 
     def __init__(self, handle: DeploymentHandle[Any], facts: Facts) -> None:
         super().__init__(handle)
-        self.name, self.device, self.config, self.card = facts.name, facts.device, facts.config, facts.card
+        self.name, self.device, self.precision = facts.name, facts.device, facts.precision
+        self.config, self.card = facts.config, facts.card
         self._lanes = [RemoteLane(handle) for _ in range(LANES)]
 
     @property

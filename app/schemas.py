@@ -285,6 +285,7 @@ class ModelResponse(BaseModel):
     version: str
     engine: str
     device: str
+    precision: str = Field(description="The numbers that the encoder computes with: int8, bf16 or f32.")
     search: dict[str, Any] = Field(description="The search defaults, chosen on validation.")
     limits: dict[str, float] = Field(description="What the service accepts.")
     card: dict[str, Any] = Field(description="The model card's facts: data, terms, recipe, metrics, limits.")

@@ -13,6 +13,7 @@ games that nobody plays here, and so one sparse product instead of a hundred com
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -50,25 +51,22 @@ class Neighbours:
     @classmethod
     def build(cls, features: NDArray[np.float32], captions: Sequence[Sequence[Sequence[int]]]) -> Neighbours:
         """From pictures' features (N, d) and their captions as token ids."""
-        hashed = [[hash_ngrams(ids) for ids in mine] for mine in captions]
+        hashed = [hash_ngrams(mine) for mine in captions]
         frequency: Counter[int] = Counter()
-        for mine in hashed:
-            frequency.update({gram for orders in mine for order in orders for gram in order.tolist()})
+        for _, hashes_of_one in hashed:
+            frequency.update(set(hashes_of_one.tolist()))
         hashes = np.array(sorted(gram for gram, count in frequency.items() if count > 1), np.uint32)
         unseen = float(np.log(len(captions)))
         idf = (unseen - np.log([frequency[gram] for gram in hashes.tolist()])).astype(np.float32)
         offsets, grams, weights = [0], [], []
-        for mine in hashed:
-            summed: Counter[int] = Counter()
-            for orders in mine:
-                places, values = _unit(orders, hashes, idf, unseen)
-                for place, value in zip(places.tolist(), values.tolist(), strict=True):
-                    summed[place] += value / len(mine)
-            summed.pop(-1, None)  # n-grams of no other picture
-            places = np.array(sorted(summed), np.int32)
-            grams.append(places)
-            weights.append(np.array([summed[place] for place in places.tolist()], np.float32))
-            offsets.append(offsets[-1] + len(places))
+        for mine, of in zip(captions, hashed, strict=True):
+            _, places, values = _units(*of, hashes, idf, unseen)
+            distinct, which = np.unique(places, return_inverse=True)
+            summed = np.bincount(which, values, len(distinct)) / len(mine)
+            listed = distinct >= 0  # the others are n-grams of no other picture
+            grams.append(distinct[listed].astype(np.int32))
+            weights.append(summed[listed].astype(np.float32))
+            offsets.append(offsets[-1] + len(grams[-1]))
         flat = np.concatenate(weights)
         scale = float(flat.max()) / _LEVELS
         rounded = np.rint(flat / scale).astype(np.uint8)
@@ -95,7 +93,7 @@ class Neighbours:
 
     def nearest(self, feature: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """The places of the `count` pictures most similar to a feature (d,), in no order."""
-        similarity = self.directions @ feature
+        similarity = np.einsum("nd,d->n", self.directions, feature)  # BLAS would wake threads that disturb the lanes
         count = min(count, len(similarity))
         return np.argpartition(similarity, len(similarity) - count)[len(similarity) - count :]
 
@@ -103,15 +101,12 @@ class Neighbours:
         self, feature: NDArray[np.float32], candidates: Sequence[Sequence[int]], count: int
     ) -> NDArray[np.float32]:
         """How like the captions of the `count` nearest pictures each candidate (token ids) is: (C,), 0 to 10."""
-        shared = np.zeros(len(self.hashes) + 1, np.float32)  # the last: n-grams not listed
-        for place in self.nearest(feature, count).tolist():
-            some = slice(self.offsets[place], self.offsets[place + 1])
-            shared[self.grams[some]] += self.weights[some]
-        scores = []
-        for ids in candidates:
-            places, values = _unit(hash_ngrams(ids), self.hashes, self.idf, self.unseen)
-            scores.append(float(shared[places] @ values))
-        return np.array(scores, np.float32) * np.float32(10 / ORDERS * self.scale / count)
+        some = [slice(*self.offsets[place : place + 2]) for place in self.nearest(feature, count).tolist()]
+        grams, weights = (np.concatenate([part[one] for one in some]) for part in (self.grams, self.weights))
+        shared = np.bincount(grams, weights, len(self.hashes) + 1)  # the last: n-grams not listed
+        groups, places, values = _units(*hash_ngrams(candidates), self.hashes, self.idf, self.unseen)
+        scores = np.bincount(groups // ORDERS, shared[places] * values, len(candidates))
+        return (10 / ORDERS * self.scale / count * scores).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write all but `directions`, as NumPy's .npz."""
@@ -134,40 +129,44 @@ class Neighbours:
             raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again") from error
 
 
-def hash_ngrams(ids: Sequence[int]) -> list[NDArray[np.uint32]]:
-    """Token ids -> for each order the hashes of its n-grams, in their order in the sentence, repeats included."""
-    tokens = np.asarray(ids, np.uint64)
-    found = []
+def hash_ngrams(sentences: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """The hashes of all n-grams of S sentences of token ids, repeats included, and the group of each.
+
+    Sentence s's n-grams of order n are group ORDERS * s + n - 1. All at once: an array operation costs more than
+    the few numbers of one sentence.
+    """
+    sentence = np.repeat(np.arange(len(sentences)), [len(ids) for ids in sentences])
+    tokens = np.fromiter(itertools.chain.from_iterable(sentences), np.uint64, len(sentence)) + np.uint64(1)
+    groups, found = [], []
     for n in range(1, ORDERS + 1):
-        if len(tokens) < n:
-            found.append(np.zeros(0, np.uint32))
-            continue
-        mixed = np.full(len(tokens) - n + 1, n, np.uint64)
+        inside = np.flatnonzero(sentence[: max(len(sentence) - n + 1, 0)] == sentence[n - 1 :])
+        mixed = np.full(len(inside), n, np.uint64)
         for i in range(n):  # the finaliser of splitmix64 after each token
-            mixed = (mixed + tokens[i : len(tokens) - n + 1 + i] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed + tokens[inside + i]) * np.uint64(0x9E3779B97F4A7C15)
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed ^= mixed >> np.uint64(27)
+        groups.append(ORDERS * sentence[inside] + n - 1)
         found.append((mixed >> np.uint64(32)).astype(np.uint32))
-    return found
+    return np.concatenate(groups), np.concatenate(found)
 
 
-def _unit(
-    orders: Sequence[NDArray[np.uint32]], hashes: NDArray[np.uint32], idf: NDArray[np.float32], unseen: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The tf-idf of each order's n-grams, scaled to length 1: places in `hashes` (-1: not there), and values."""
-    places, values = [], []
-    for grams in orders:
-        if not len(grams):
-            continue
-        distinct, counts = np.unique(grams, return_counts=True)
-        place = np.searchsorted(hashes, distinct).clip(max=max(len(hashes) - 1, 0))
-        known = hashes[place] == distinct if len(hashes) else np.zeros(len(distinct), bool)
-        value = counts * np.where(known, idf[place] if len(hashes) else 0, unseen)
-        places.append(np.where(known, place, -1))
-        values.append(value / max(float(np.linalg.norm(value)), 1e-6))
-    if not places:
-        return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return np.concatenate(places), np.concatenate(values).astype(np.float32)
+def _units(
+    groups: NDArray[np.int64],
+    grams: NDArray[np.uint32],
+    hashes: NDArray[np.uint32],
+    idf: NDArray[np.float32],
+    unseen: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The tf-idf of each group's n-grams, scaled to length 1: groups, places in `hashes` (-1: not there), values."""
+    distinct, counts = np.unique(groups.astype(np.uint64) << np.uint64(32) | grams, return_counts=True)
+    groups, grams = (distinct >> np.uint64(32)).astype(np.int64), distinct.astype(np.uint32)
+    places = np.searchsorted(hashes, grams)
+    places[places == len(hashes)] = -1
+    if len(hashes):
+        places[hashes[places] != grams] = -1
+    values = counts * np.where(places < 0, unseen, idf[places] if len(idf) else 0)
+    lengths = np.sqrt(np.bincount(groups, values**2))
+    return groups, places, values / lengths.clip(1e-6)[groups]
 
 
 def _in_8_bits(features: NDArray[np.float32]) -> NDArray[np.int8]:

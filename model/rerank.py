@@ -72,8 +72,8 @@ def thing_places(checkpoint: Checkpoint) -> NDArray[np.int64] | None:
 
 def said(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities of the distinct tags among a caption's token ids. tags: (G,), probabilities."""
-    found = np.unique(places[list(words)])
-    return tags[found[found >= 0]].clip(1e-4, 1 - 1e-4)
+    found = sorted(set(places[list(words)].tolist()) - {-1})
+    return tags[found].clip(1e-4, 1 - 1e-4)
 
 
 def log_odds(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ async def model(request: Request) -> ModelResponse:
         version=engine.config.version,
         engine=engine.name,
         device=engine.device,
+        precision=engine.precision,
         search=asdict(engine.config.search),
         limits={
             "max_upload_bytes": settings.max_upload_bytes,

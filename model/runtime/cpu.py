@@ -37,6 +37,21 @@ def own_cpus(threads: int, cgroup: Path = CGROUP) -> list[int] | None:
     return cpus if 1 < threads == len(cpus) == _cpus(cgroup) else None
 
 
+def multiplies_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether sums of 8-bit products are one instruction here (VNNI, AMX), and oneDNN is not told to do without.
+
+    Without it 8-bit sums would overflow, or take as long as floats.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit and not any(word in limit for word in ("VNNI", "BF16", "FP16", "AMX", "ALL", "DEFAULT", "AVX10")):
+        return False
+    try:
+        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return False
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
+
+
 def stay_on(cpus: Iterable[int]) -> None:
     """Let the calling thread run nowhere else."""
     with suppress(OSError):  # forbidden, or a CPU that was taken away: then it runs where it may

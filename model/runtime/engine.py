@@ -66,6 +66,7 @@ class CaptionEngine(Lane):
 
     name: str  # "torch" or "openvino"
     device: str  # "cpu" or "cuda"
+    precision = "f32"  # of the encoder's numbers: "int8", "bf16" or "f32"
     config: ModelConfig
     vocabulary: Vocabulary
     card: Mapping[str, Any]  # the model card's facts: data, terms, recipe, metrics, limits

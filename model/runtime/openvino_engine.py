@@ -20,7 +20,7 @@ from model.config import SearchConfig
 from model.constraints import FREE
 from model.errors import CheckpointError
 from model.rerank import Reranker, thing_places
-from model.runtime.cpu import cpu_quota, own_cpus
+from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
@@ -31,7 +31,7 @@ from model.vocabulary import START
 # The step graph comes twice: a step is bound by reading its weights, so with 8-bit weights (one scale a
 # row, multiplied with inputs rounded to 8 bits too, one scale for 128 of them, where the processor can)
 # it is three times as fast, and its captions are measured to be as good.
-ENCODER, STEP, STEP_INT8 = "encoder", "step", "step-int8"
+ENCODER, ENCODER_INT8, STEP, STEP_INT8 = "encoder", "encoder-int8", "step", "step-int8"
 # Outputs of the step graph that only explanations need; the plain path runs a graph without them. (A decoder
 # without attention has no output of that name.)
 EXPLAINING = ("attention", "gates")
@@ -203,8 +203,11 @@ class OpenVINOEngine(CaptionEngine):
         self.threads = threads or cpu_quota()
         core.set_property("CPU", {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True})
         fast = precision == "auto"
+        int8 = fast and f"{GRAPHS}/{ENCODER_INT8}.xml" in checkpoint.digests and multiplies_8_bits()
         bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._encoder, self._encoder_precision = _read(core, checkpoint, ENCODER), "bf16" if bf16 else "f32"
+        self._encoder = _read(core, checkpoint, ENCODER_INT8 if int8 else ENCODER)
+        self._encoder_precision = "bf16" if bf16 else "f32"  # of what is not in 8 bits
+        self.precision = "int8" if int8 else self._encoder_precision
         size = self.config.preprocess.size
         self._encoder.reshape({"pixels": [1, size, size, 3]})
         self._step = _read(core, checkpoint, STEP_INT8 if fast else STEP)

@@ -92,6 +92,7 @@ class TorchEngine(CaptionEngine):
         self.config, self.vocabulary, self.card = checkpoint.config, checkpoint.vocabulary, checkpoint.metrics
         self.reranker, self.things = Reranker.of(checkpoint), thing_places(checkpoint)
         self._bf16 = self.device == "cuda" and precision == "auto"
+        self.precision = "bf16" if self._bf16 else "f32"
         self._captioner = load_captioner(folder).to(self.device)
         self._captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

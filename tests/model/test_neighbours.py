@@ -1,11 +1,12 @@
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.errors import CheckpointError
-from model.neighbours import Neighbours, hash_ngrams
+from model.neighbours import ORDERS, Neighbours, hash_ngrams
 from training.scoring.cider import CiderD
 
 CAPTIONS = [
@@ -15,6 +16,12 @@ CAPTIONS = [
     [[12, 13, 14, 15, 9], [4, 13, 16, 12]],
 ]
 FEATURES = np.array([[1, 0.1], [0.9, 0.3], [0.1, 1], [0.2, 0.9]], np.float32)
+
+
+def hashes_of(sentence: Sequence[int], order: int) -> list[int]:
+    """The hashes of a sentence's n-grams of one order."""
+    groups, hashes = hash_ngrams([sentence])
+    return [int(gram) for gram in hashes[groups == order - 1]]
 
 
 @pytest.fixture
@@ -54,16 +61,32 @@ def test_consensus_is_the_mean_cider_against_the_neighbours_captions() -> None:
 
 
 def test_it_holds_no_ngram_of_one_picture_alone(neighbours: Neighbours) -> None:
-    once = hash_ngrams([10, 11])[1]
-    assert not np.isin(once, neighbours.hashes).any()
-    assert np.isin(hash_ngrams([4, 5, 6])[2], neighbours.hashes).all()
+    assert not np.isin(hashes_of([10, 11], order=2), neighbours.hashes).any()
+    assert np.isin(hashes_of([4, 5, 6], order=3), neighbours.hashes).all()
 
 
 def test_ngrams_of_different_words_or_orders_differ() -> None:
-    seen = [int(gram) for a in range(4, 40) for b in range(4, 40) for gram in hash_ngrams([a, b])[1]]
+    seen = [int(gram) for a in range(4, 40) for b in range(4, 40) for gram in hashes_of([a, b], order=2)]
     assert len(set(seen)) == len(seen)
-    assert [len(order) for order in hash_ngrams([4, 5, 6])] == [3, 2, 1, 0]
-    assert hash_ngrams([7])[0] != hash_ngrams([7, 7])[1]
+    assert [len(hashes_of([4, 5, 6], order)) for order in (1, 2, 3, 4)] == [3, 2, 1, 0]
+    assert hashes_of([7], order=1) != hashes_of([7, 7], order=2)
+
+
+def test_sentences_are_hashed_together_as_each_alone() -> None:
+    sentences = [[4, 5, 6, 7, 4, 5], [], [9], [4, 5, 6]]
+    groups, hashes = hash_ngrams(sentences)
+    for i, sentence in enumerate(sentences):
+        alone, mine = hash_ngrams([sentence])
+        assert (groups[groups // ORDERS == i] - ORDERS * i).tolist() == alone.tolist()
+        assert hashes[groups // ORDERS == i].tolist() == mine.tolist()
+
+
+def test_consensus_is_that_of_each_candidate_alone(neighbours: Neighbours) -> None:
+    candidates, feature = [[4, 5, 6, 7], [], [99, 98], [12, 13, 4, 4], [4]], np.array([1, 0.5], np.float32)
+    together = neighbours.consensus(feature, candidates, 3)
+    assert together == pytest.approx([float(neighbours.consensus(feature, [one], 3)[0]) for one in candidates])
+    assert together[0] > together[3] > 0
+    assert together[1] == together[2] == 0
 
 
 def test_what_is_written_is_read(neighbours: Neighbours, tmp_path: Path) -> None:

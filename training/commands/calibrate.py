@@ -16,6 +16,7 @@ from training.data import DataError, read
 from training.evaluation import confidence, teacher_force
 from training.finishing.calibrate import fit_temperature
 from training.finishing.export import export
+from training.finishing.quantise import calibration_pictures
 from training.process import configure_process
 from training.scoring.metrics import expected_calibration_error
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         captioner = load_captioner(options.folder)
-        pictures = read(*options.data).split(options.split)
+        data = read(*options.data)
+        pictures = data.split(options.split)
         if not pictures:
             raise DataError(f"no {options.split} pictures in the data")
         outputs, targets = teacher_force(captioner, pictures)
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         captioner.config = replace(captioner.config, temperature=temperature)
         save_captioner(captioner, options.folder, metrics)
         if (options.folder / GRAPHS).is_dir():  # the temperature is part of the graphs
-            export(options.folder)
+            export(options.folder, calibration_pictures(data.split("train"), captioner.config.preprocess))
     except (CaptionModelError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

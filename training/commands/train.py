@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.export and first:
             from training.commands.export import main as export  # its packages take seconds to load
 
-            return export([str(best), "--to", str(run / "served")])
+            return export([str(best), "--data", *options.data, "--to", str(run / "served")])
     except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,18 +7,21 @@ and words before anything is written. Weights in float16 are stored once: graphs
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import tempfile
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import nncf
 import numpy as np
 import openvino as ov
+import openvino.opset13 as op
 import torch
 from numpy.typing import NDArray
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -29,13 +32,14 @@ from model.checkpoint import GRAPHS, WEIGHTS, load_captioner, open_checkpoint, s
 from model.decoder import Decoder, Memory
 from model.encoder import fold_norms
 from model.errors import CaptionModelError
-from model.runtime.openvino_engine import ENCODER, STEP, STEP_INT8
+from model.runtime.openvino_engine import ENCODER, ENCODER_INT8, STEP, STEP_INT8
 from model.vocabulary import SPECIAL, START
+from training.finishing.quantise import calibrate, can_be_rounded, rounded
 
 log = logging.getLogger("training.export")
 
 TOLERANCE = 0.01  # accepted distance from torch's outputs, root mean square over root mean square
-TOLERANCE_INT8 = 0.05  # the same for 8-bit weights
+TOLERANCES = {STEP_INT8: 0.05, ENCODER_INT8: 0.1}  # the same in 8 bits; what is near a half rounds otherwise
 _ALIGNMENT = 8  # bytes of the largest number in a graph
 # Where the decoder does not attend there are none of those in `ATTENTION`; the last two where the captioner has them.
 ENCODER_OUTPUTS = ("keys", "values", "start", "feature", "tags")
@@ -113,10 +117,12 @@ def join(keys: Tensor, values: Tensor, start: Tensor) -> Memory:
     return Memory(keys.permute(0, 3, 1, 2).flatten(2), values.transpose(1, 2).flatten(2), start)
 
 
-def export(folder: Path) -> None:
+def export(folder: Path, pictures: Sequence[Tensor] = ()) -> None:
     """Write the serving graphs of the checkpoint in `folder`; raises `ExportError` where they differ from torch.
 
     Its weights are written anew too, with the encoder's batch norms folded (`model.encoder.fold_norms`).
+    pictures: batches as `calibrate` takes them; with them there is a graph of the encoder in 8 bits too, if it is of a
+    kind that can be rounded.
     """
     captioner = load_captioner(folder)
     if len(captioner.vocabulary) == len(SPECIAL):
@@ -147,17 +153,25 @@ def export(folder: Path) -> None:
         STEP: (plain, step, step_inputs, step_outputs),
         STEP_INT8: (fast, step, step_inputs, step_outputs),
     }
+    ranges: tuple[float, ...] = ()
+    if pictures and can_be_rounded(captioner.encoder):
+        copied = copy.deepcopy(captioner)
+        ranges = calibrate(copied, pictures)
+        modules = {ENCODER_INT8: (EncoderGraph(copied), *modules[ENCODER][1:]), **modules}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for name, (module, example, inputs, outputs) in modules.items():
-            graph = _convert(module.eval(), example, inputs, outputs)
-            graph.set_rt_info(",".join(decoder.gate_names), ["gate_names"])
-            graph.set_rt_info(",".join(map(str, captioner.grid)), ["grid"])
-            if name == STEP_INT8:
-                graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
-            path = Path(temporary) / f"{name}.xml"
-            ov.save_model(graph, path, compress_to_fp16=True)
-            _check(path, plain if module is fast else module, example, outputs)
-        _save_once(captioner, folder, [Path(temporary) / f"{name}.xml" for name in (ENCODER, STEP)])
+            with rounded(copied, ranges) if name == ENCODER_INT8 else nullcontext():
+                graph = _convert(module.eval(), example, inputs, outputs)
+                graph.set_rt_info(",".join(decoder.gate_names), ["gate_names"])
+                graph.set_rt_info(",".join(map(str, captioner.grid)), ["grid"])
+                if name == ENCODER_INT8:
+                    _store_small(graph)
+                if name == STEP_INT8:
+                    graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+                path = Path(temporary) / f"{name}.xml"
+                ov.save_model(graph, path, compress_to_fp16=True)
+                _check(path, plain if module is fast else module, example, outputs)
+        _save_once(captioner, folder, [Path(temporary) / f"{name}.xml" for name in modules if name != STEP_INT8])
         graphs = folder / GRAPHS
         graphs.mkdir(exist_ok=True)
         for file in graphs.iterdir():
@@ -190,9 +204,35 @@ def _convert(module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[st
     return graph
 
 
+def _store_small(graph: ov.Model) -> None:
+    """Weights that the graph rounds become the integers that come of it, times their step; other matrices float16.
+
+    OpenVINO's own way to float16 leaves graphs that round alone.
+    """
+    for node in graph.get_ops():
+        if node.get_type_name() != "Constant":
+            continue
+        readers = list(node.output(0).get_target_inputs())
+        rounding = readers[0].get_node()
+        if len(readers) == 1 and rounding.get_type_name() == "FakeQuantize" and readers[0].get_index() == 0:
+            step = rounding.input_value(4).get_node().data.astype(np.float32) / 127  # the largest that comes out
+            integers = op.constant(np.rint(node.data / step).astype(np.int8))
+            rounding.output(0).replace(op.multiply(op.convert(integers, "f32"), op.constant(step)).output(0))
+        elif node.get_element_type() == ov.Type.f32 and _is_half(node.data):
+            half = op.convert(op.constant(node.data.astype(np.float16)), "f32")
+            for reader in readers:
+                reader.replace_source_output(half.output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def _is_half(values: NDArray[np.float32]) -> bool:
+    """Whether they are a matrix of numbers that float16 holds."""
+    return values.size >= 256 and bool((values.astype(np.float16) == values).all())
+
+
 def _check(path: Path, module: nn.Module, example: tuple[Tensor, ...], outputs: Sequence[str]) -> None:
     """Compare the written graph with torch, with other batch sizes and beams than it was traced with."""
-    tolerance = TOLERANCE_INT8 if path.stem == STEP_INT8 else TOLERANCE
+    tolerance = TOLERANCES.get(path.stem, TOLERANCE)
     core = ov.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for rows in (2, 1):

@@ -32,13 +32,14 @@ from training.data import CaptionData, DataError, Picture, read
 from training.evaluation import Result, candidates_of, describe, evaluate
 from training.finishing import calibrate, rerank
 from training.finishing.export import export
+from training.finishing.quantise import calibration_pictures
 from training.scoring.cider import CiderD
 from training.scoring.metrics import repeats_bigram, require_java
 from training.validation import best_epoch, chosen_by
 
 log = logging.getLogger("training.release")
 
-BEAMS, LENGTH_PENALTIES, BLOCKS = (3, 5), (0.7, 1.0, 1.3), (2, 3)
+BEAMS, LENGTH_PENALTIES, BLOCKS = (3, 5, 10), (0.7, 1.0, 1.3), (2, 3)
 FEATURE_SIZE = 96  # numbers that similar pictures are found by
 RIGHT = 90.0  # percent of the objects in captions above the threshold for a review that are to be right
 
@@ -264,13 +265,14 @@ def release(
 ) -> None:
     """Write the release of the last of `runs` into `folder`, which keeps what it holds until the new one is whole.
 
+    That may be a release itself, made anew: what similar pictures are found by, graphs, search and figures.
     choose: weights of the sets whose validation pictures search, ranking and temperature are chosen on; without any
     it is the first set. cache: where features are kept.
     """
     # All that may be missing, before what takes minutes.
     require_java()
     training = stages_of(runs)
-    captioner = load_captioner(runs[-1] / "best")
+    captioner = load_captioner(runs[-1] if (runs[-1] / METRICS).is_file() else runs[-1] / "best")
     data = read(*specs)
     for split in ("val", "test"):
         if not data.split(split):
@@ -318,7 +320,7 @@ def _release(
     folder.mkdir(parents=True, exist_ok=True)
     rerank.index(captioner, rerank.apply(captioner.feature, features), train).save(folder / NEIGHBOURS)
     save_captioner(captioner, folder, {})
-    export(folder)
+    export(folder, calibration_pictures(train, captioner.config.preprocess))
     search, ranking, tried, compared = choose_search(folder, captioner, chosen_on, weights)
     captioner.config = replace(captioner.config, search=search, rerank=ranking)
     # Search and ranking are no part of the graphs.

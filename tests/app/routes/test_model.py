@@ -15,6 +15,7 @@ from tests.app.fakes import FakeEngine
 def test_model_says_what_is_served(client: TestClient, engine: FakeEngine, settings: Settings) -> None:
     answer = client.get("/model").json()
     assert (answer["name"], answer["version"], answer["engine"], answer["device"]) == ("fake", "1", "fake", "cpu")
+    assert answer["precision"] == "f32"
     assert answer["search"] == json.loads(json.dumps(asdict(engine.config.search)))
     assert answer["card"] == engine.card
     assert answer["limits"] == {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.runtime.cpu import cpu_quota, own_cpus, stay_on
+from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus, stay_on
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,31 @@ def test_only_the_calling_thread_stays_where_it_is_told(monkeypatch: pytest.Monk
     assert os.sched_getaffinity(0) == before
     stay_on({100_000})  # no such CPU: nothing happens
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "expected"),
+    [
+        ("fpu avx2 avx512f avx512_vnni", None, True),
+        ("fpu avx2 avx_vnni", "", True),
+        ("fpu avx512_bf16 amx_int8", "DEFAULT", True),
+        ("fpu avx2 avx512f avx512bw", None, False),
+        ("fpu avx2 avx512f avx512_vnni", "AVX2", False),
+        ("fpu avx2 avx512f avx512_vnni", "AVX512_CORE", False),
+        ("fpu avx2 avx512f avx512_vnni", "avx512_core_vnni", True),
+    ],
+)
+def test_8_bit_sums_need_an_instruction_of_their_own(
+    flags: str, limit: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+    assert multiplies_8_bits(tmp_path / "cpuinfo") is expected
+
+
+def test_a_processor_that_says_nothing_of_itself_has_none(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd\n")
+    assert not multiplies_8_bits(tmp_path / "cpuinfo")
+    assert not multiplies_8_bits(tmp_path / "nowhere")
