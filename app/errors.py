@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from http import HTTPStatus
 from typing import Any
 
@@ -181,6 +182,19 @@ OF_IMAGES: dict[type[model_errors.ImageError], type[ServiceError]] = {
     model_errors.UnsupportedMedia: UnsupportedMedia,
     model_errors.UnsupportedVariant: UnsupportedVariant,
 }
+
+
+def let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error came through, which hold the pictures of its request.
+
+    An error that has been a task's is often in a circle with them. Python looks for circles after so many objects,
+    not bytes: a hundred refused files of 20 MB would stay in memory.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def of_image(error: model_errors.ImageError) -> ServiceError:

@@ -6,7 +6,6 @@ Each is decoded by `model.images.read` in a fresh process, without limits.
 from __future__ import annotations
 
 import io
-import re
 import subprocess
 import sys
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks import ROOT
+from benchmarks.pictures import repeat_scan
 
 SIDE = 7000  # 49 megapixels, just within CAPTION_MAX_PIXELS
 READ = """
@@ -38,12 +38,6 @@ def encode(mode: str, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, (SIDE, SIDE)).save(buffer, format, **options)
     return buffer.getvalue()
-
-
-def repeat_scan(jpeg: bytes, times: int) -> bytes:
-    """`jpeg` with its last scan `times` more."""
-    last = [match.start() for match in re.finditer(rb"\xff\xda", jpeg)][-1]
-    return jpeg[:-2] + jpeg[last:-2] * times + jpeg[-2:]
 
 
 def main() -> None:

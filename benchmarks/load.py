@@ -30,13 +30,23 @@ PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\nCo
 
 
 class Server:
-    """A contender in processes of its own, asleep (SIGSTOP) except while it is measured."""
+    """A contender in processes of its own, asleep (SIGSTOP) except while it is measured.
 
-    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
+    settings: of the environment, besides this process's.
+    """
+
+    def __init__(self, command: Sequence[str], port: int, log: Path, **settings: object) -> None:
         self.port = port
         line = [sys.executable, *command, "--port", str(port)]
         with log.open("w") as output:
-            self.process = subprocess.Popen(line, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+            self.process = subprocess.Popen(
+                line,
+                cwd=ROOT,
+                env={**os.environ, **{name: str(value) for name, value in settings.items()}},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         self.log = log
 
     def wait(self, picture: bytes, seconds: float = 300) -> None:
@@ -92,10 +102,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: Sequence[str], picture: bytes) -> Iterator[Server]:
-    """A server that answers; stopped at the end."""
+def serving(command: Sequence[str], picture: bytes, **settings: object) -> Iterator[Server]:
+    """A server that answers; stopped at the end. settings: of its environment, besides this process's."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(command, free_port(), Path(folder) / "log")
+        server = Server(command, free_port(), Path(folder) / "log", **settings)
         try:
             server.wait(picture)
             yield server

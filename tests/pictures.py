@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from typing import Any
@@ -52,13 +51,6 @@ def png(width: int, height: int, bits: int, colour_type: int, rows: bytes) -> by
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def many_scans(side: int, scans: int) -> bytes:
-    """A small progressive JPEG that repeats its last scan: each makes the decoder walk over every pixel."""
-    data = encode(Image.new("RGB", (side, side)), "JPEG", progressive=True)
-    last = [match.start() for match in re.finditer(rb"\xff\xda", data)][-1]
-    return data[:-2] + data[last:-2] * scans + data[-2:]
-
-
 def bombs(side: int = 30_000) -> dict[str, bytes]:
     """Small files of every format whose headers announce side x side pixels."""
     small = {format: plain((1, 2, 3), format) for format in FORMATS}
@@ -79,34 +71,3 @@ def bombs(side: int = 30_000) -> dict[str, bytes]:
             struct.pack("<HHII", 256, 4, 1, 24), struct.pack("<HHII", 256, 4, 1, side)
         ).replace(struct.pack("<HHII", 257, 4, 1, 16), struct.pack("<HHII", 257, 4, 1, side)),
     }  # fmt: skip
-
-
-def hostile(size: int = 19_000_000) -> dict[str, bytes]:
-    """Files of up to `size` bytes that are small pictures, if any, behind what parsers take long to walk through."""
-    jpeg, gif, plain_png = plain((1, 2, 3), "JPEG"), plain((1, 2, 3), "GIF"), plain((1, 2, 3), "PNG")
-    empty = struct.pack(">I", 0) + b"teXt" + struct.pack(">I", zlib.crc32(b"teXt"))
-    wide, lines = 6_600_000, 1
-    bmp = b"BM" + struct.pack("<IHHI", 54 + 3 * wide, 0, 0, 54)
-    bmp += struct.pack("<IiiHHIIiiII", 40, wide, lines, 1, 24, 0, 0, 0, 0, 0, 0)
-
-    def fill(part: bytes) -> bytes:
-        return part * (size // len(part))
-
-    return {
-        "exif": jpeg[:2] + fill(b"\xff\xe1\0\x09Exif\0\0a") + jpeg[2:],
-        "padding": jpeg[:2] + fill(b"\xff") + jpeg[2:],
-        "segments": jpeg[:2] + fill(b"\xff\xe5\0\x02") + jpeg[2:],
-        "gif": gif[:13] + fill(b"\x21\xfe\x01a\0") + gif[13:],
-        "png": plain_png[:33] + fill(empty) + plain_png[33:],
-        "bmp": bmp + bytes(min(3 * wide, size - len(bmp))),
-        "scans": many_scans(2000, 50_000),
-        "tags": overlapping_tags(),
-    }
-
-
-def overlapping_tags(count: int = 12_000, each: int = 60_000) -> bytes:
-    """A JPEG whose EXIF has many tags that all point at the same bytes: as many copies of them."""
-    entries = b"".join(struct.pack("<HHII", tag, 7, each, 8) for tag in range(1000, 1000 + min(count, 5000)))
-    tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries) // 12) + entries + bytes(4)
-    jpeg, segment = plain((1, 2, 3), "JPEG"), b"Exif\0\0" + tiff.ljust(65_000, b"\0")
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]

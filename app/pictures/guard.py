@@ -182,7 +182,10 @@ class Guard:
         job = Job(data, asyncio.get_running_loop().create_future())
         self._push(job)
         self._fill()
-        return await job.future
+        try:
+            return await job.future
+        finally:
+            del job  # its error holds this frame
 
     # --- what is to be done ----------------------------------------------------------------------
 

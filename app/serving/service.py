@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from app import tracing
 from app.alt import alt_text
-from app.errors import BadParameter, ClientGone, DeadlineExceeded, ServiceError, TooLarge
+from app.errors import BadParameter, ClientGone, DeadlineExceeded, ServiceError, TooLarge, let_go
 from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
 from app.pictures.uploads import UploadMemory
@@ -222,7 +222,12 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         task.cancel()
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.wait((task, gone))
+        for ended in (task, gone):
+            try:
+                let_go(ended.exception())
+            except asyncio.CancelledError as cancelled:
+                let_go(cancelled)
 
 
 async def _gone(request: Request) -> None:

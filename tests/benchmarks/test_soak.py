@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.soak import FORMATS, Tally, bomb, check, draw, padded, scans
+from benchmarks.soak import FORMATS, Tally, bomb, check, draw
 from model import images
 from model.errors import TooLarge
 
@@ -37,7 +37,5 @@ def test_what_did_not_hold_is_told(served: dict[int, int], memory: list[float], 
 def test_its_pictures_are_pictures_and_its_bomb_is_one() -> None:
     found = {images.read(draw(seed), 10**6, 64).format for seed in range(len(FORMATS))}
     assert found == set(images.FORMATS) - {"HEIF"}  # which nothing here writes
-    assert len(padded()) < 20_000_000
-    assert images.read(scans(2), 10**7, 64).width == 2000
     with pytest.raises(TooLarge):
         images.read(bomb(), 10**6, 64)

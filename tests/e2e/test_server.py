@@ -19,8 +19,9 @@ import pytest
 
 from app.serving.middleware import SECURITY_HEADERS
 from app.settings import Settings
+from benchmarks.pictures import many_scans
 from tests.e2e.conftest import Server, Start
-from tests.pictures import many_scans, plain
+from tests.pictures import plain
 
 GREEN = plain((16, 200, 40))
 TIMEOUT = httpx.Timeout(60)

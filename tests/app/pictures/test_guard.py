@@ -33,12 +33,13 @@ from app.metrics import Metrics
 from app.pictures import guard as module
 from app.pictures.decoder import REPLY
 from app.pictures.guard import Decoded, Guard
+from benchmarks.pictures import hostile, many_scans
 from model import images
 from model.config import PreprocessConfig
 from model.errors import ImageError
 from model.preprocess import to_pixels
 from tests.app.asgi import until
-from tests.pictures import FORMATS, bombs, encode, hostile, many_scans, plain, quarters
+from tests.pictures import FORMATS, bombs, encode, plain, quarters
 
 PREPROCESS = PreprocessConfig(size=64)
 SAMPLE = Path(__file__).parents[3] / "app" / "static" / "sample.jpg"

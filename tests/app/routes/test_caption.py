@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import random
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -26,6 +29,7 @@ from tests.pictures import CONTENT_TYPES, FORMATS, bombs, encode, plain
 
 GREEN = plain((16, 200, 40))
 RAW = {"content-type": "image/png"}
+FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
 def post(client: TestClient, data: bytes = GREEN, query: str = "", filename: str = "x") -> Any:
@@ -513,5 +517,40 @@ def test_32_clients_get_their_own_answers(lanes: int) -> None:
             assert min(counts.values()) > 0
             assert app.state.service.batcher.admitted == 0
         assert max(searched) > 1
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("ending", ["deadline", "hang-up", "broken"])
+@pytest.mark.parametrize("path", ["/caption", "/captions"])
+def test_what_failed_does_not_stay_in_memory(engine: FakeEngine, path: str, ending: str) -> None:
+    size, times, go = 500_000, 8, threading.Event()
+    engine.on_batch = lambda stage, number: assert_(go.wait(60))
+    one = (b"" if ending == "broken" else GREEN) + bytes(size)
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\n\r\n%s\r\n'
+    form = (part % (path[1:].replace("caption", "image").encode(), one)) * (2 if path == "/captions" else 1) + b"--b--"
+
+    async def ask(app: FastAPI) -> int:
+        gone = asyncio.Event()
+        asking = asyncio.ensure_future(call(app, path, body(form, gone=gone), FORM))
+        if ending == "hang-up":
+            await until(lambda: app.state.service.batcher.admitted > 0)
+            gone.set()
+        return (await asking).status
+
+    async def test() -> None:
+        async with running(create_app(Settings(deadline=0.05 if ending == "deadline" else 60), engine)) as app:
+            await ask(app)
+            gc.collect()
+            gc.disable()  # it looks after so many objects, however large
+            tracemalloc.start()
+            try:
+                statuses = {await ask(app) for _ in range(times)}
+                await until(lambda: tracemalloc.get_traced_memory()[0] < 2 * size)
+            finally:
+                tracemalloc.stop()
+                gc.enable()
+            assert statuses == {{"deadline": 504, "hang-up": 499}.get(ending, 415 if path == "/caption" else 200)}
+            go.set()
 
     asyncio.run(test())
