@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT, report
 from benchmarks.load import BEAM
-from benchmarks.sections import clients, costs, engines, large_jpeg, parts, servers, start_up
+from benchmarks.machine import machine
+from benchmarks.sections import clients, costs, engines, instructions, large_jpeg, parts, servers, start_up
 from benchmarks.subject import FULL, QUICK, Subject
 from benchmarks.timing import PROGRESS
 
 SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "engines": engines.run,
+    "instructions": instructions.run,
     "servers": servers.run,
     "parts": parts.run,
     "costs": costs.run,
@@ -31,22 +30,6 @@ SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "large_jpeg": large_jpeg.run,
     "start_up": start_up.run,
 }
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
-    packages = ("numpy", "openvino", "pillow", "fastapi", "uvicorn", "torch", "litserve", "transformers")
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "tokens": subject.tokens,
         "beam": BEAM,
     }
-    earlier = json.loads(report.BENCHMARKS.read_text()) if report.BENCHMARKS.exists() else {}
-    # What another run measured stays, where it measured the same thing.
+    # What was measured on other processors stays, and of this one what another run measured of the same thing.
+    records = json.loads(report.BENCHMARKS.read_text()) if report.BENCHMARKS.exists() else []
+    earlier: dict[str, Any] = next(
+        (record for record in records if report.processor(record) == report.processor(about)), {}
+    )
+    others = [record for record in records if record is not earlier]
     results: dict[str, Any] = {**earlier, **about} if about.items() <= earlier.items() else about
     for section in options.only:
         print(section, end=" ", file=PROGRESS, flush=True)
@@ -78,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             results[section] = SECTIONS[section](subject)
     if options.write:
-        report.BENCHMARKS.write_text(json.dumps(results, indent=1) + "\n")
-    print(report.markdown(results))
+        report.BENCHMARKS.write_text(json.dumps([results, *others], indent=1) + "\n")
+    print(report.markdown([results]))
     if options.write:
         report.plot(results)
         subprocess.run([sys.executable, ROOT / "scripts" / "docs.py"], check=True)

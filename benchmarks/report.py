@@ -32,31 +32,49 @@ def contenders(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(["", "minimum, ms", "median, ms", "CPU, ms", "times ours"], cells)
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """docs/benchmarks.md; only what `results` holds."""
-    machine = results["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    parts = [
-        "# Benchmarks",
-        f"Printed by `scripts/bench`. {machine['cores']} cores of {machine['cpu']}; Python {machine['python']}, "
-        f"{packages}. Model {results['model']}; pictures: {results['pictures']}; {results['tokens']} tokens a caption, "
-        f"beam {results['beam']}.\n\n"
+def processor(results: Mapping[str, Any]) -> tuple[str, str]:
+    """What a record is of."""
+    return results["machine"]["cpu"], results["machine"]["instructions"]
+
+
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """docs/benchmarks.md: of each processor, the last measured first, what its record holds."""
+    head = (
+        "# Benchmarks\n\n"
+        "Printed by `scripts/bench`, a part for each processor; only within one may figures be compared. "
         "Contenders take turns within every round; *times ours* is the median over rounds of theirs to ours in the "
         "same round, which other load on the machine disturbs least. CPU time is that of all threads and processes. "
-        "A turn of an engine or a server is a few pictures, after one that does not count.",
+        "A turn of an engine or a server is a few pictures, after one that does not count."
+    )
+    parts = [head, *("\n\n".join(_measured(record)) for record in records)]
+    if PLOT.exists():
+        parts.append("![How the cost grows](images/benchmarks.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(results: Mapping[str, Any]) -> list[str]:
+    machine = results["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    cpu, instructions = processor(results)
+    parts = [
+        f"## {cpu}: {instructions}",
+        f"{machine['cores']} cores; Python {machine['python']}, {packages}. Model {results['model']}; pictures: "
+        f"{results['pictures']}; {results['tokens']} tokens a caption, beam {results['beam']}.",
     ]
     if "engines" in results:
-        parts += ["## One picture, engine alone", contenders(results["engines"])]
+        parts += ["### One picture, engine alone", contenders(results["engines"])]
+    if "instructions" in results:
+        parts += ["### With fewer instructions, engine alone", contenders(results["instructions"])]
     if "one_client" in results:
         overhead = results["overhead"]
         parts += [
-            "## Over HTTP, one client",
+            "### Over HTTP, one client",
             contenders(results["one_client"]),
             f"The service takes {number(overhead['ratio_to_file'])} times its engine's own time for the same files, "
             f"{number(overhead['ratio'])} times what the engine takes once they are decoded "
             f"({number(overhead['http_ms'])} ms to {number(overhead['file_ms'])} and {number(overhead['engine_ms'])} "
             "ms a picture, in turns).",
-            "## Over HTTP, 16 clients at once",
+            "### Over HTTP, 16 clients at once",
             "The time of the whole round divided by its requests; less is more throughput.",
             contenders(results["sixteen_clients"]),
         ]
@@ -65,7 +83,7 @@ def markdown(results: Mapping[str, Any]) -> str:
             [r["name"], number(r["min_ms"]), number(r["median_ms"]), number(r["floor_ms"])] for r in results["parts"]
         ]
         parts += [
-            "## Where the time goes",
+            "### Where the time goes",
             "The floor is the larger of operations over the processor's measured rate (a large matrix product in the "
             "fastest format it has) and the weights it reads, as stored, over its measured memory bandwidth, which "
             "caches may beat.",
@@ -84,19 +102,19 @@ def markdown(results: Mapping[str, Any]) -> str:
             cells = [[r[first], number(r["min_ms"]), number(r["median_ms"]), number(r["cpu_ms"])] for r in rows]
             each = " a picture" if key == "batch" else ""
             header = [column, f"minimum, ms{each}", f"median, ms{each}", f"CPU, ms{each}"]
-            parts += [f"## How the cost grows: {title}", table(header, cells)]
+            parts += [f"### How the cost grows: {title}", table(header, cells)]
     if "clients" in results:
         cells = [
             [r["clients"], number(r["p50_ms"]), number(r["p95_ms"]), r["captions_per_s"]] for r in results["clients"]
         ]
         parts += [
-            "## How the cost grows: clients at once",
+            "### How the cost grows: clients at once",
             table(["clients", "p50, ms", "p95, ms", "captions a second"], cells),
         ]
     if "large_jpeg" in results:
         large = results["large_jpeg"]
         parts += [
-            "## A 12-megapixel JPEG",
+            "### A 12-megapixel JPEG",
             contenders(large["rows"]),
             f"The file has {large['megabytes']} MB. Of {large['pictures']} pictures "
             f"{large['same_captions_exact']} get the same caption as from the full decode by the engine in float32, "
@@ -106,16 +124,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     if "start_up" in results:
         start = results["start_up"]
         parts += [
-            "## Start and memory",
+            "### Start and memory",
             f"From process start to the first caption, over {start['starts']} starts: "
             f"{start['cpu_s']['median']} s of CPU (minimum {start['cpu_s']['min']} s), "
             f"{start['wall_s']['median']} s by the clock (minimum {start['wall_s']['min']} s). "
             f"Resident memory is {start['rss_mb']} MB after the first caption, {start['rss_after_100_mb']} MB after "
             f"100 requests and {start['rss_after_all_mb']} MB after {start['requests']} more.",
         ]
-    if PLOT.exists():
-        parts.append("![How the cost grows](images/benchmarks.png)")
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def plot(results: Mapping[str, Any]) -> None:
@@ -152,10 +168,11 @@ def plot(results: Mapping[str, Any]) -> None:
 
 
 def speed_block(results: Mapping[str, Any]) -> str:
-    """README's speed figures."""
-    machine = results["machine"]
+    """README's speed figures, of one processor."""
+    cpu, instructions = processor(results)
     parts = [
-        f"On {machine['cores']} cores of {machine['cpu']}, one picture at a time, beam {results['beam']}:",
+        f"On {results['machine']['cores']} cores of {cpu} ({instructions}), one picture at a time, beam "
+        f"{results['beam']}:",
         contenders(results["engines"]),
     ]
     if "overhead" in results:

@@ -98,10 +98,10 @@ def documents() -> dict[Path, str]:
     blocks = {"settings": settings_block(), "quality": quality_block(json.loads(METRICS.read_text()))}
     made = {ROOT / "docs" / "configuration.md": CONFIGURATION + markdown() + "\n"}
     if BENCHMARKS.exists():
-        results = json.loads(BENCHMARKS.read_text())
-        made[ROOT / "docs" / "benchmarks.md"] = report.markdown(results)
-        blocks["speed"] = report.speed_block(results)
-        made[SCALING] = filled(SCALING.read_text(), {"sizing": sizing.block(results)})
+        records = json.loads(BENCHMARKS.read_text())
+        made[ROOT / "docs" / "benchmarks.md"] = report.markdown(records)
+        blocks["speed"] = report.speed_block(next(record for record in records if "engines" in record))
+        made[SCALING] = filled(SCALING.read_text(), {"sizing": sizing.block(sizing.measured(records))})
     made[README] = filled(README.read_text(), blocks)
     made[ARCHITECTURE] = filled(ARCHITECTURE.read_text(), {"imports": mermaid()})
     return made

@@ -25,7 +25,7 @@ def run(subject: Subject) -> list[dict[str, Any]]:
         "blip": subject.each(lambda _: blip.caption(1, subject.tokens, BEAM), pictures=1),
     }
     labels = {
-        OURS: "this engine (OpenVINO, bf16 where the CPU has it, 8-bit decoder weights)",
+        OURS: f"this engine (OpenVINO; encoder in {subject.engine.precision}, 8-bit decoder weights)",
         "exact": "this engine in float32",
         "torch": "torch eager, float32, the same batched search",
         "python": "torch eager, float32, beam search over Python lists",

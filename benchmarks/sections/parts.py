@@ -31,7 +31,9 @@ from model.search import beam_search
 
 def run(subject: Subject) -> list[dict[str, Any]]:
     """Where a caption's time goes, and the floor of the two parts that compute."""
-    rate, bandwidth = flops(), bytes_per_second()
+    rate, bandwidth = operations_per_second(), bytes_per_second()
+    int8 = subject.engine.precision == "int8"
+    encoder_rate = operations_per_second(int8=True) if int8 else rate
     encoder_ops, step_ops, words = operations(subject.engine)
     graphs = {path.stem: constant_bytes(path) for path in (WEIGHTS / "graphs").glob("*.xml")}
     seconds: dict[str, list[float]] = {}
@@ -68,7 +70,7 @@ def run(subject: Subject) -> list[dict[str, Any]]:
     finally:
         ov.InferRequest.infer = infer
     floors = {
-        "encode": max(encoder_ops / rate, graphs["encoder"] / bandwidth),
+        "encode": max(encoder_ops / encoder_rate, graphs["encoder-int8" if int8 else "encoder"] / bandwidth),
         # Of the words' vectors as layer 1 sees them a step reads those of its words alone.
         "steps": steps * max(BEAM * step_ops / rate, (graphs["step-int8"] - words) / bandwidth),
     }
@@ -114,12 +116,18 @@ def as_json(caption: Caption) -> str:
     return caption_out(caption).model_dump_json()
 
 
-def flops() -> float:
-    """Operations a second of a large matrix product in the fastest number format OpenVINO picks for this CPU."""
+def operations_per_second(int8: bool = False) -> float:
+    """Of a large matrix product in the fastest float format OpenVINO picks for this CPU, or of 8-bit numbers."""
     n = 1536
     a, b = (np.random.default_rng(i).random((n, n), np.float32) for i in (0, 1))
     left = opset.parameter([n, n], np.float32)
-    product = ov.Model([opset.matmul(left, opset.constant(b), False, False)], [left])
+    inputs, right = left, opset.constant(b)
+    if int8:
+        zero, one = np.float32(0), np.float32(1)
+        inputs = opset.fake_quantize(left, zero, one, zero, one, 256)
+        integers = opset.convert(opset.constant(np.rint(127 * b).astype(np.int8)), "f32")
+        right = opset.multiply(integers, opset.constant(np.float32(1 / 127)))
+    product = ov.Model([opset.matmul(inputs, right, False, False)], [left])
     request = ov.Core().compile_model(product, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
     return float(2 * n**3 / min(timed(lambda: request.infer([a])).wall for _ in range(20)))
 

@@ -253,7 +253,9 @@ class OpenVINOEngine(CaptionEngine):
         # Threads that have to meet keep to a CPU each where these are ours alone. Else whatever runs on one would
         # hold them all up.
         settings["ENABLE_CPU_PINNING"] = own_cpus(threads) is not None
-        compiled = self._core.compile_model(graph, "CPU", {**settings, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128})
+        # Without such an instruction oneDNN has no product of inputs that are rounded on the way: it fails.
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128 if multiplies_8_bits() else 0
+        compiled = self._core.compile_model(graph, "CPU", settings)
         return compiled.create_infer_request()
 
     @cached_property
