@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from model.caption import Caption
-from model.checkpoint import NEIGHBOURS, open_checkpoint, save_captioner, write_json
+from model.checkpoint import NEIGHBOURS, load_captioner, open_checkpoint, save_captioner, write_json
 from model.config import RerankConfig, SearchConfig
 from model.errors import CaptionModelError
 from tests.training import tiny
@@ -161,17 +162,19 @@ def made(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
         return [result]
 
     monkeypatch.setattr(release, "require_java", lambda: None)
-    monkeypatch.setattr(release, "export", lambda folder: None)
+    monkeypatch.setattr(release, "export", lambda folder, pictures: None)
     monkeypatch.setattr(release, "load_engine", lambda *_: None)
-    monkeypatch.setattr(release, "choose_search", lambda *_: (SearchConfig(), RerankConfig(8), [], []))
+    monkeypatch.setattr(
+        release, "choose_search", lambda *_: (SearchConfig(), RerankConfig(release.FEATURE_SIZE), [], [])
+    )
     monkeypatch.setattr(release, "evaluate", evaluate)
     monkeypatch.setattr(release, "stages_of", lambda _: [])
     notes = {"intended": "tests", "data": [], "terms": "none", "limits": [], "failures": []}
     data_folder = data.pictures[0].path.parent.parent
     return SimpleNamespace(
         run=run, to=to, data=data_folder,
-        release=lambda options="": release.release(
-            [run], [f"{data_folder}{options}"], to, notes, "tiny", "2", cache=tmp_path_factory.mktemp("cache")
+        release=lambda options="", runs=(run,): release.release(
+            runs, [f"{data_folder}{options}"], to, notes, "tiny", "2", cache=tmp_path_factory.mktemp("cache")
         ),
     )  # fmt: skip
 
@@ -184,6 +187,15 @@ def test_a_release_replaces_the_folder_as_a_whole(made: SimpleNamespace) -> None
     assert NEIGHBOURS in open_checkpoint(made.to).digests
     assert not (made.to / "graphs").exists()
     assert sorted(path.name for path in made.to.parent.iterdir()) == ["run", "shapes", "to"]  # and nothing beside it
+
+
+def test_a_release_is_made_anew_from_itself(made: SimpleNamespace) -> None:
+    made.release()
+    before = load_captioner(made.to).state_dict()
+    made.release(runs=(made.to,))
+    again = load_captioner(made.to).state_dict()
+    assert before.keys() == again.keys()
+    assert all(torch.equal(before[name], again[name]) for name in before)
 
 
 @pytest.mark.parametrize("what", ["val", "test", "best", "recipe.json"])
