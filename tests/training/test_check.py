@@ -88,6 +88,6 @@ def test_disk_is_scaled_up_from_the_few_pictures_tried(tmp_path: Path, monkeypat
     whole = check.measure(recipe, data, tiny.CPU, None, [])
     monkeypatch.setattr(check, "_TRIED", 8)
     some = check.measure(recipe, data, tiny.CPU, None, [])
-    # 30 pictures of one cell of 1280 float16 values, or of what enters the stage that makes them; and files' heads.
+    # 30 pictures of one cell of 320 float16 values, or of what enters the stage that makes them; and files' heads.
     assert some.cache == pytest.approx(whole.cache, rel=0.3)
-    assert 30 * 320 * 2 <= whole.cache <= 30 * 1280 * 2 + 3000
+    assert 30 * 80 * 2 <= whole.cache <= 30 * 320 * 2 + 3000
