@@ -231,7 +231,7 @@ def speed(cluster: Cluster, rounds: int, seconds: float) -> dict[str, Any]:
             import litserve  # noqa: F401
         except ImportError:
             return _turns(contenders, rounds, seconds)
-        litserve_command = [python, "benchmarks/servers.py", "litserve-ours", "--port", str(ports[2])]
+        litserve_command = [python, "-m", "benchmarks.servers", "litserve-ours", "--port", str(ports[2])]
         with server([*litserve_command, "--workers", "2"], lit):
             return _turns({**contenders, "LitServe, 2 workers": lit}, rounds, seconds)
 
