@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx
 
+from app.pictures.guard import cpu_seconds
 from benchmarks.load import Server, serving
 from benchmarks.pictures import drawn, hostile, jpeg
 from benchmarks.report import number, table
@@ -52,11 +53,6 @@ class Cost:
     seconds: float
     cpu_ms: float
     memory_mb: float
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process: Linux numbers the clocks of processes so (clock_getcpuclockid)."""
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 def memory_mb(pid: int, what: str) -> float:

@@ -17,6 +17,7 @@ from benchmarks.timing import Sample, timed
 from model import images
 from model.caption import Caption
 from model.runtime import load_engine, openvino_engine
+from model.runtime.engine import Precision
 
 MAX_PIXELS = 100_000_000
 
@@ -41,11 +42,11 @@ openvino_engine.MAX_OTHER_SEARCHES = 1000  # all beam sizes are compared as the 
 class Subject:
     """What is measured: the engine, on pictures, within a budget."""
 
-    def __init__(self, budget: Budget, source: Path | None) -> None:
+    def __init__(self, budget: Budget, source: Path | None, precision: Precision = "auto") -> None:
         self.budget = budget
         self.source = source
         self.files = read_pictures(source, 16)
-        self.engine = load_engine(WEIGHTS, device="cpu", engine="openvino")
+        self.engine = load_engine(WEIGHTS, device="cpu", engine="openvino", precision=precision)
         self.search = replace(self.engine.config.search, beam_size=BEAM)
         self.size = self.engine.config.preprocess.size
         self.pixels = np.stack([self.prepare(data) for data in self.files])

@@ -107,11 +107,8 @@ class Worker:
     ended: str | None = None  # why we ended it
 
     def cpu_seconds(self) -> float:
-        """CPU time that the process has used: Linux numbers the clocks of processes so (clock_getcpuclockid)."""
-        try:
-            return time.clock_gettime((~self.pid << 3) | 2)
-        except OSError:  # a system without them: then time is time
-            return time.monotonic()
+        """CPU time that the process has used."""
+        return cpu_seconds(self.pid)
 
 
 @dataclass(slots=True)
@@ -290,13 +287,12 @@ class Guard:
     def _answered(self, worker: Worker) -> None:
         try:
             reply = worker.channel.recv(MAX_MESSAGE)
-        except ConnectionResetError:  # the kernel's word for a request that nobody has read
-            if worker.job and not worker.ended:
+        except OSError as error:
+            # A reset is the kernel's word for a request that nobody has read.
+            if isinstance(error, ConnectionResetError) and worker.job and not worker.ended:
                 self._never_began(worker)
                 self._fill()
                 return
-            reply = b""
-        except OSError:
             reply = b""
         if len(reply) < REPLY.size or worker.job is None or worker.ended:
             self._died(worker)
@@ -529,6 +525,14 @@ class Guard:
                 fields = {"status": status, "stderr": said.decode(errors="replace")}
                 logger.error("the process that decodes pictures ended", extra={"fields": fields})
         return [worker.job for worker in workers if worker.job]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used: Linux numbers the clocks of processes so (clock_getcpuclockid)."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # a system without them: then time is time
+        return time.monotonic()
 
 
 def import_path() -> list[str]:

@@ -7,20 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT, WEIGHTS
-from benchmarks.load import BEAM
-from benchmarks.pictures import read_pictures
-from benchmarks.subject import MAX_PIXELS, Subject
-from benchmarks.timing import OURS, Sample, interleaved, rows, timed
-from model import images
-from model.runtime import load_engine
+from benchmarks import ROOT
+from benchmarks.subject import FULL, Subject
+from benchmarks.timing import OURS, Sample, interleaved, rows
 from model.runtime.engine import Precision
 
-PICTURES = 5  # a turn
 LIMIT = "ONEDNN_MAX_CPU_ISA"
 # What a processor is limited to, and the numbers that the encoder is to compute with.
 LIMITS: dict[str, tuple[str, Precision]] = {
@@ -49,13 +43,8 @@ class Process:
 
     def __init__(self, limit: str, precision: Precision, source: Path | None) -> None:
         environment = {**os.environ, **({LIMIT: limit} if limit else {})}
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.sections.instructions",
-            precision,
-            *map(str, [source] if source else []),
-        ]
+        command = [sys.executable, "-m", "benchmarks.sections.instructions", precision]
+        command += [str(source)] if source else []
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -91,17 +80,12 @@ def started(source: Path | None) -> Iterator[dict[str, Process]]:
 
 def main(precision: Precision, source: Path | None) -> None:
     """Say what the encoder computes with, then for every line that comes in caption some pictures and say how long."""
-    engine = load_engine(WEIGHTS, "cpu", "openvino", precision=precision)
-    search = replace(engine.config.search, beam_size=BEAM)
-    size = engine.config.preprocess.size
-    pixels = [engine.preprocess(images.read(data, MAX_PIXELS, size).image)[None] for data in read_pictures(source, 16)]
-    engine.caption(pixels[0], search)
-    print(engine.precision, flush=True)
-    for number, _ in enumerate(sys.stdin):
-        some = [pixels[(number * PICTURES + i) % len(pixels)] for i in range(PICTURES)]
-        engine.caption(some[0], search)
-        sample = timed(lambda some=some: [engine.caption(one, search) for one in some])  # type: ignore[misc]
-        print(sample.wall / PICTURES, sample.cpu / PICTURES, flush=True)
+    subject = Subject(FULL, source, precision)
+    turn = subject.each(subject.caption)
+    print(subject.engine.precision, flush=True)
+    for _ in sys.stdin:
+        sample = turn()
+        print(sample.wall, sample.cpu, flush=True)
 
 
 if __name__ == "__main__":

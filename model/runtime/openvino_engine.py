@@ -203,7 +203,8 @@ class OpenVINOEngine(CaptionEngine):
         self.threads = threads or cpu_quota()
         core.set_property("CPU", {"PERFORMANCE_HINT": "LATENCY", "CPU_DENORMALS_OPTIMIZATION": True})
         fast = precision == "auto"
-        int8 = fast and f"{GRAPHS}/{ENCODER_INT8}.xml" in checkpoint.digests and multiplies_8_bits()
+        self._sums_8_bits = multiplies_8_bits()
+        int8 = fast and f"{GRAPHS}/{ENCODER_INT8}.xml" in checkpoint.digests and self._sums_8_bits
         bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._encoder = _read(core, checkpoint, ENCODER_INT8 if int8 else ENCODER)
         self._encoder_precision = "bf16" if bf16 else "f32"  # of what is not in 8 bits
@@ -254,7 +255,7 @@ class OpenVINOEngine(CaptionEngine):
         # hold them all up.
         settings["ENABLE_CPU_PINNING"] = own_cpus(threads) is not None
         # Without such an instruction oneDNN has no product of inputs that are rounded on the way: it fails.
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128 if multiplies_8_bits() else 0
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 128 if self._sums_8_bits else 0
         compiled = self._core.compile_model(graph, "CPU", settings)
         return compiled.create_infer_request()
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from benchmarks.hostile import Cost, bounded, cpu_seconds, forget_peak, memory_mb, percentile
+from app.pictures.guard import cpu_seconds
+from benchmarks.hostile import Cost, bounded, forget_peak, memory_mb, percentile
 from benchmarks.pictures import hostile, many_scans
 from model import images
 

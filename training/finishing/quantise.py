@@ -43,7 +43,7 @@ def can_be_rounded(encoder: Encoder) -> bool:
 
 
 class RoundedWeight(nn.Module):
-    """A weight (out, ...) as 8-bit numbers, one step an output channel; gradients pass as if it were not rounded."""
+    """A weight (out, ...) as 8-bit numbers, one step an output channel."""
 
     def forward(self, weight: Tensor) -> Tensor:
         step = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / 127
@@ -94,16 +94,16 @@ def rounded(captioner: Captioner, ranges: Sequence[float] = ()) -> Iterator[list
     readers: list[tuple[nn.Module, bool]] = []
     for block in stages[FLOAT_STAGES:].modules():
         if isinstance(block, LiteBlock):
-            for before, layer in itertools.pairwise((None, *block.layers)):
+            for previous, layer in itertools.pairwise((None, *block.layers)):
                 if isinstance(layer, Conv2dNormActivation):
                     # What is padded first is rounded before: so it is never as large as floats are.
-                    readers.append((before if isinstance(before, SamePad) else layer, before is None))
+                    readers.append((previous if isinstance(previous, SamePad) else layer, previous is None))
     readers.append((stages[-1], True))
     if captioner.decoder.attends:
         readers += [(captioner.decoder.key, True), (captioner.decoder.value, True)]
-    activations = [RoundedActivation(signed) for _, signed in readers]
+    before = [RoundedActivation(signed) for _, signed in readers]
     regions = RoundedActivation(False)
-    activations.append(regions)
+    activations = [*before, regions]
     if ranges:
         for activation, largest in zip(activations, ranges, strict=True):
             activation.largest = largest
@@ -112,7 +112,7 @@ def rounded(captioner: Captioner, ranges: Sequence[float] = ()) -> Iterator[list
             activation.samples = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs, round=activation: round(*inputs))
-        for (module, _), activation in zip(readers, activations, strict=False)
+        for (module, _), activation in zip(readers, before, strict=True)
     ]
     hooks.append(stages[-1].register_forward_hook(lambda _, inputs, output: regions(output)))
     weighted = list(_weighted(captioner))

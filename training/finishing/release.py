@@ -158,6 +158,11 @@ def size_of(captioner: Captioner) -> dict[str, Any]:
     }
 
 
+def _is_release(folder: Path) -> bool:
+    """Whether it is a released checkpoint, not a training run."""
+    return (folder / METRICS).is_file()
+
+
 def stages_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """What each training run was told and what it reached, in the order they were run.
 
@@ -165,7 +170,7 @@ def stages_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """
     stages: list[dict[str, Any]] = []
     for run in runs:
-        if (run / METRICS).is_file():
+        if _is_release(run):
             stages += json.loads((run / METRICS).read_text(encoding="utf-8"))["training"]
             continue
         try:
@@ -272,7 +277,7 @@ def release(
     # All that may be missing, before what takes minutes.
     require_java()
     training = stages_of(runs)
-    captioner = load_captioner(runs[-1] if (runs[-1] / METRICS).is_file() else runs[-1] / "best")
+    captioner = load_captioner(runs[-1] if _is_release(runs[-1]) else runs[-1] / "best")
     data = read(*specs)
     for split in ("val", "test"):
         if not data.split(split):
