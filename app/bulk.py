@@ -109,7 +109,7 @@ class Worker:
 
         async def one(item: Item, content: Callable[[], bytes]) -> tuple[Item, Decoded | str]:
             try:
-                data = await self.loop.run_in_executor(self.readers, _patiently, content)
+                data = await self.loop.run_in_executor(self.readers, _read_with_retry, content)
                 if len(data) > self.settings.max_upload_bytes:
                     return item, f"the file is larger than {self.settings.max_upload_bytes} bytes"
                 return item, await self.guard.read(data)
@@ -146,7 +146,7 @@ def guard_of(engine: CaptionEngine, settings: Settings) -> Guard:
         max_pixels=settings.max_pixels,
         seconds=settings.decode_seconds,
         memory_mb=settings.decode_memory_mb,
-        max_dear=BATCH,
+        max_costly=BATCH,
     )
 
 
@@ -168,7 +168,7 @@ def empty(name: str) -> dict[str, Any]:
     return {"name": name, "caption": None, "confidence": None, "tags": [], "review": False, "error": None}
 
 
-def _patiently(content: Callable[[], bytes]) -> bytes:
+def _read_with_retry(content: Callable[[], bytes]) -> bytes:
     """Read, and again where that fails: a store far away is not always there. What is missing stays missing."""
     for tried in range(1, TRIES + 1):
         try:

@@ -184,7 +184,7 @@ OF_IMAGES: dict[type[model_errors.ImageError], type[ServiceError]] = {
 }
 
 
-def let_go(error: BaseException | None) -> None:
+def clear_frames(error: BaseException | None) -> None:
     """Empty the frames that an error came through, which hold the pictures of its request.
 
     An error that has been a task's is often in a circle with them. Python looks for circles after so many objects,

@@ -98,12 +98,12 @@ class Fetcher:
         self._tls = ssl.create_default_context()
         self._tls.load_verify_locations(certifi.where())
 
-    async def get(self, url: str, take: Callable[[int], None]) -> bytes:
-        """The bytes at `url`, each counted by `take`; raises `UrlRefused`, `FetchFailed` or `TooLarge`."""
+    async def get(self, url: str, reserve: Callable[[int], None]) -> bytes:
+        """The bytes at `url`, each counted by `reserve`; raises `UrlRefused`, `FetchFailed` or `TooLarge`."""
         try:
             async with asyncio.timeout(self.seconds), self._slots:
                 for _ in range(HOPS + 1):
-                    data, location = await self._hop(self._checked(url), take)
+                    data, location = await self._hop(self._checked(url), reserve)
                     if location is None:
                         return data
                     following = urljoin(url, location)
@@ -133,7 +133,7 @@ class Fetcher:
             )
         return parts
 
-    async def _hop(self, parts: SplitResult, take: Callable[[int], None]) -> tuple[bytes, str | None]:
+    async def _hop(self, parts: SplitResult, reserve: Callable[[int], None]) -> tuple[bytes, str | None]:
         """The body of the answer, or where it is said to be instead."""
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         host = parts.hostname or ""
@@ -161,6 +161,6 @@ class Fetcher:
             async for chunk in answer.aiter_stream():
                 if len(made) + len(chunk) > self.limit:
                     raise TooLarge(f"the picture is larger than {self.limit} bytes")
-                take(len(chunk))
+                reserve(len(chunk))
                 made += chunk
         return bytes(made), None

@@ -1,4 +1,4 @@
-"""What all ways in have in common: the body within its limits, its pictures, and the one call of the service."""
+"""What all routes that caption share: the body within its limits, its pictures, the one call of the service."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from app.errors import BadParameter, ServiceError, TooLarge, UrlRefused
 from app.json_body import SLACK, SMALL, JsonBody, from_base64, read_json
 from app.pictures import uploads
 from app.schemas import CaptionParams, CaptionResponse
-from app.serving.service import CaptionService, unless_gone
+from app.serving.service import CaptionService, cancel_on_disconnect
 
 
 class Incoming:
     """One request on its way; see `incoming`."""
 
-    def __init__(self, request: Request, take: uploads.Take) -> None:
-        self.request, self.take = request, take
+    def __init__(self, request: Request, reserve: uploads.Reserve) -> None:
+        self.request, self.reserve = request, reserve
         self.service: CaptionService = request.app.state.service
         self.settings = self.service.settings
         self.pace = uploads.Pace(self.settings.body_timeout, 1000 * self.settings.body_rate_kb)
@@ -33,28 +33,28 @@ class Incoming:
 
     async def image(self) -> uploads.Form:
         """The picture of a form, or the body itself."""
-        return await uploads.read_image(self.request, self.settings.max_upload_bytes, self.pace, self.take)
+        return await uploads.read_image(self.request, self.settings.max_upload_bytes, self.pace, self.reserve)
 
     async def images(self) -> uploads.Form:
         """The pictures of a form."""
         settings = self.settings
         return await uploads.read_images(
-            self.request, settings.max_images, settings.max_batch_bytes, self.pace, self.take
+            self.request, settings.max_images, settings.max_batch_bytes, self.pace, self.reserve
         )
 
     async def raw(self, limit: int) -> bytes:
         """The body itself."""
-        return b"".join([chunk async for chunk in uploads.stream(self.request, limit, self.pace, self.take)])
+        return b"".join([chunk async for chunk in uploads.stream(self.request, limit, self.pace, self.reserve)])
 
     async def json(self, limit: int | None = None) -> JsonBody:
         """The body as JSON; limit: bytes of all its pictures together, once decoded; by default of one."""
         largest = int(SLACK * (limit or self.settings.max_upload_bytes)) + SMALL
-        limit = min(largest, int(self.settings.upload_memory_mb * 1e6))
-        return await read_json(uploads.stream(self.request, limit, self.pace, self.take))
+        limit = min(largest, self.settings.upload_memory_bytes)
+        return await read_json(uploads.stream(self.request, limit, self.pace, self.reserve))
 
     async def picture(self, body: JsonBody, text: str) -> bytes:
         """The picture that a string of `body` is: base64, a `data:` URL, or a URL of a host that is allowed."""
-        raw = body.take(text)
+        raw = body.pop(text)
         if raw[:7].lower() == b"http://" or raw[:8].lower() == b"https://":
             return await self.fetched(raw.decode(errors="replace"))
         return await from_base64(raw, self.settings.max_upload_bytes)
@@ -63,7 +63,7 @@ class Incoming:
         """The picture at `url`, of a host that is allowed."""
         if self.service.fetcher is None:
             raise UrlRefused("pictures are not fetched by URL here, unless CAPTION_FETCH_HOSTS is set; send them")
-        return await self.service.fetcher.get(url, self.take)
+        return await self.service.fetcher.get(url, self.reserve)
 
     async def pictures(self, body: JsonBody, texts: Sequence[str]) -> list[bytes | ServiceError]:
         """Each of `texts`, or what is wrong with it; raises what is wrong with all of them together."""
@@ -91,7 +91,7 @@ class Incoming:
         state = self.request.state
         with self.service.batcher.admit(len(good)):
             work = self.service.caption(good, params, state.request_id, state.started)
-            answers = iter(await unless_gone(self.request, work))
+            answers = iter(await cancel_on_disconnect(self.request, work))
         return [next(answers) if isinstance(file, bytes) else file for file in files]
 
     async def caption_as_ready(
@@ -120,8 +120,8 @@ def incoming(request: Request) -> Iterator[Incoming]:
     """Refuse what there is no room for before its body is read, and give its memory back at the end."""
     service: CaptionService = request.app.state.service
     service.batcher.check()
-    with service.upload_memory.hold() as take:
-        yield Incoming(request, take)
+    with service.upload_memory.hold() as reserve:
+        yield Incoming(request, reserve)
 
 
 def parameters(fields: Mapping[str, Any], under: CaptionParams | None = None, *, strict: bool = True) -> CaptionParams:

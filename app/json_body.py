@@ -33,7 +33,7 @@ class JsonBody:
     value: dict[str, Any]
     _long: dict[str, bytearray] = field(default_factory=dict)
 
-    def take(self, text: str) -> bytearray:
+    def pop(self, text: str) -> bytearray:
         """What `text` of `value` is or stands for, which can be had once."""
         raw = self._long.pop(text, None)
         if raw is None:

@@ -20,7 +20,7 @@ from app.schemas import CaptionOut, CaptionParams, captions_out, tags_out
 from app.settings import DEFAULT_MODEL
 from caption_client import answers
 from caption_client.answers import Caption, Image, Tag
-from caption_client.cli import Outcome, ahead
+from caption_client.cli import Outcome, map_ahead
 from caption_client.exiftool import ExifToolError
 from model import images
 from model.errors import ImageError
@@ -52,7 +52,7 @@ def outcomes(
     names: Iterable[str], read: Read, engine: CaptionEngine, params: CaptionParams, max_pixels: int
 ) -> Iterator[Outcome]:
     """Caption `names` with `engine`: pictures are decoded in threads while the engine works on a batch."""
-    search = params.search(engine.config.search)
+    search_config = params.search_config(engine.config.search)
     size = engine.config.preprocess.size
     images.limit_pixels(max_pixels)
 
@@ -66,10 +66,10 @@ def outcomes(
 
     pool = ThreadPoolExecutor(DECODERS)
     try:
-        decoded = ahead(pool, decode, names, 2 * BATCH)
+        decoded = map_ahead(pool, decode, names, 2 * BATCH)
         while batch := list(islice(decoded, BATCH)):
             good = [pixels for _, pixels, _, _ in batch if pixels is not None]
-            answered = iter(engine.answers(good, search, params.explain))
+            answered = iter(engine.answers(good, search_config, params.explain))
             for name, pixels, image, error in batch:
                 if pixels is None or image is None:
                     yield Outcome(name, [], error=error)

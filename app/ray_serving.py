@@ -153,15 +153,15 @@ class Engine:
         return Facts(engine.name, engine.device, engine.precision, engine.config, dict(engine.card))
 
     async def caption(
-        self, pixels: NDArray[np.uint8], search: SearchConfig | None, explain: bool
+        self, pixels: NDArray[np.uint8], search_config: SearchConfig | None, explain: bool
     ) -> tuple[list[list[Caption]], NDArray[np.float32]]:
         """Captions of B pictures, (B, size, size, 3), and the probabilities of their tags, (B, G)."""
         if not self._started:
             self.batcher.start()  # in the event loop that serves
             self._started = True
         with self.batcher.admit(len(pixels)):
-            search = search or self.engine.config.search
-            answers = await asyncio.gather(*(self.batcher.submit(one, search, explain) for one in pixels))
+            search_config = search_config or self.engine.config.search
+            answers = await asyncio.gather(*(self.batcher.submit(one, search_config, explain) for one in pixels))
         return [answer.captions for answer in answers], np.stack([answer.tags for answer in answers])
 
     def check_health(self) -> None:
@@ -210,11 +210,11 @@ class RemoteLane(Lane):
         return Pixels(pixels)
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, Pixels)
         captions: list[list[Caption]]
-        captions, regions.tags = self.handle.caption.remote(regions.pixels, search, explain).result()
+        captions, regions.tags = self.handle.caption.remote(regions.pixels, search_config, explain).result()
         return captions
 
 

@@ -94,7 +94,7 @@ class CaptionParams(BaseModel):
         TAGS, ge=0, le=MAX_TAGS, description="Most tags to return, of a model that has tags; 0 for none."
     )
 
-    def search(self, default: SearchConfig) -> SearchConfig:
+    def search_config(self, default: SearchConfig) -> SearchConfig:
         """These parameters over the model's `default`; raises `ConfigError` for those that do not go together."""
         given = self.model_dump(exclude_none=True, exclude=_NOT_SEARCHED)
         if self.avoid is not None:

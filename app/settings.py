@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     decode_memory_mb: int = Field(
         1024,
         ge=256,
-        description="Memory that decoding one picture may take, in megabytes; one at a time may, the others a quarter.",
+        description="Memory that decoding one picture may take, in MiB; one at a time may, the others a quarter.",
     )
     batch_size: int = Field(
         16,
@@ -225,6 +225,11 @@ class Settings(BaseSettings):
     def max_batch_bytes(self) -> int:
         """`max_batch_mb` in bytes."""
         return int(self.max_batch_mb * MEGABYTE)
+
+    @property
+    def upload_memory_bytes(self) -> int:
+        """`upload_memory_mb` in bytes."""
+        return int(self.upload_memory_mb * MEGABYTE)
 
 
 def _keys(path: Path) -> tuple[SecretStr, ...]:

@@ -24,16 +24,16 @@ class PythonBeam:
     def __init__(self, folder: Path = WEIGHTS) -> None:
         self.captioner = load_captioner(folder)
 
-    def caption(self, pixels: NDArray[np.uint8], search: SearchConfig) -> list[str]:
+    def caption(self, pixels: NDArray[np.uint8], search_config: SearchConfig) -> list[str]:
         """(B, size, size, 3) uint8 -> B captions."""
-        return [self._one(picture, search) for picture in pixels]
+        return [self._one(picture, search_config) for picture in pixels]
 
     @torch.inference_mode()
-    def _one(self, picture: NDArray[np.uint8], search: SearchConfig) -> str:
+    def _one(self, picture: NDArray[np.uint8], search_config: SearchConfig) -> str:
         decoder = self.captioner.decoder
         memory = self.captioner.encode(torch.from_numpy(picture)[None])
         beams = [([START], 0.0, decoder.initial_state(memory, 1))]
-        for _ in range(search.max_length + 1):
+        for _ in range(search_config.max_length + 1):
             candidates = []
             for words, score, state in beams:
                 if words[-1] == END:
@@ -41,10 +41,10 @@ class PythonBeam:
                     continue
                 out = decoder.step(memory, torch.tensor([[words[-1]]]), state)
                 log_probs = decoder.log_probabilities(out.logits[0, 0], 1.0)
-                for log_prob, word in zip(*log_probs.topk(search.beam_size), strict=True):
+                for log_prob, word in zip(*log_probs.topk(search_config.beam_size), strict=True):
                     candidates.append(([*words, int(word)], score + float(log_prob), out.state))
-            candidates.sort(key=lambda c: c[1] / (len(c[0]) - 1) ** search.length_penalty, reverse=True)
-            beams = candidates[: search.beam_size]
+            candidates.sort(key=lambda c: c[1] / (len(c[0]) - 1) ** search_config.length_penalty, reverse=True)
+            beams = candidates[: search_config.beam_size]
             if all(words[-1] == END for words, _, _ in beams):
                 break
         return sentence(self.captioner.vocabulary.written(beams[0][0]))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.hostile`: what pictures that are made to be dear cost a live server.
+"""`python -m benchmarks.hostile`: what pictures that are made to be costly cost a live server.
 
 Two tables: what one such file costs the process that serves, besides those that decode; and what must be bounded: that,
 what others wait meanwhile, and how long the server takes to end. Exit status 1 where a bound does not hold.
@@ -26,6 +26,7 @@ from benchmarks.load import Server, serving
 from benchmarks.pictures import drawn, hostile, jpeg
 from benchmarks.report import number, table
 from benchmarks.soak import Tally, beside
+from benchmarks.timing import percentile
 
 COMMAND = ("-m", "app", "--host", "127.0.0.1", "--device", "cpu")
 SIZE = 19_000_000  # bytes of a hostile file
@@ -64,11 +65,6 @@ def memory_mb(pid: int, what: str) -> float:
 def forget_peak(pid: int) -> None:
     """Let `VmHWM` begin at what the process holds now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest of `values` that so many of a hundred are not above."""
-    return sorted(values)[max(-(-len(values) * percent // 100) - 1, 0)]
 
 
 def costs(server: Server, rounds: int) -> list[Cost]:

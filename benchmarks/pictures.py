@@ -1,4 +1,4 @@
-"""Pictures to measure with: drawn from a seed, given, or made to be dear."""
+"""Pictures to measure with: drawn from a seed, given, or made to be costly."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ import httpx
 from PIL import Image
 
 from benchmarks.pictures import hostile
+from benchmarks.timing import percentile
 
 SHARES = {"broken": 0.02, "oversize": 0.01, "hang-up": 0.01, "bomb": 0.01, "hostile": 0.002}
 EXPECTED = {"good": {200}, "broken": {422}, "oversize": {413}, "bomb": {413}, "hostile": {200, 422}}
@@ -83,7 +84,7 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
     kinds = rng.choices([*SHARES, "good"], [*SHARES.values(), 1 - sum(SHARES.values())], k=requests)
     work = iter(enumerate(kinds))
     files = {"oversize": bytes(21_000_000), "bomb": bomb()}
-    dear = list(hostile().values())
+    costly = list(hostile().values())
     warm_up = max(requests // 10, min(2000, requests // 2))  # allocators settle
 
     async def client() -> None:
@@ -94,7 +95,11 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
                     await hang_up(url, good[choice], rng.random() * 0.05)
                     tally.hang_ups += 1
                     continue
-                by_number = {"good": good[choice], "broken": good[choice][:200], "hostile": dear[choice % len(dear)]}
+                by_number = {
+                    "good": good[choice],
+                    "broken": good[choice][:200],
+                    "hostile": costly[choice % len(costly)],
+                }
                 data = (files | by_number)[kind]
                 start = time.perf_counter()
                 try:
@@ -122,7 +127,7 @@ async def beside(url: str, tally: Tally, pictures: int, clients: int = 16) -> No
     kinds = hostile()
     good, over = draw(0), asyncio.Event()
 
-    async def stranger(http: httpx.AsyncClient, kind: str) -> None:
+    async def attacker(http: httpx.AsyncClient, kind: str) -> None:
         while not over.is_set():
             try:
                 answer = await http.post("/caption", files={"image": kinds[kind]})
@@ -136,7 +141,7 @@ async def beside(url: str, tally: Tally, pictures: int, clients: int = 16) -> No
                 await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
 
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
-        strangers = [asyncio.create_task(stranger(http, kind)) for kind in (*kinds,) * (clients // len(kinds))]
+        attackers = [asyncio.create_task(attacker(http, kind)) for kind in (*kinds,) * (clients // len(kinds))]
         await asyncio.sleep(1)
         for _ in range(pictures):
             start = time.perf_counter()
@@ -146,7 +151,7 @@ async def beside(url: str, tally: Tally, pictures: int, clients: int = 16) -> No
             if answer.status_code != 200:
                 tally.wrong.append(f"good, beside hostile ones: {answer.status_code} {answer.text[:200]}")
         over.set()
-        await asyncio.gather(*strangers)
+        await asyncio.gather(*attackers)
 
 
 async def hang_up(url: str, data: bytes, seconds: float) -> None:
@@ -209,9 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{given.requests} requests, {given.clients} clients, {tally.hang_ups} hang-ups")
     print(f"answers by status: {dict(sorted(tally.statuses.items()))}; counted by the server: {served}")
     for what, seconds in (("good pictures", tally.seconds), ("beside 16 hostile ones at once", tally.beside)):
-        if slowest := sorted(seconds):
-            p99 = slowest[len(slowest) * 99 // 100]
-            print(f"{what}: {p99:.3f} s at the 99th percentile, {slowest[-1]:.3f} s at worst")
+        if seconds:
+            print(f"{what}: {percentile(seconds, 99):.3f} s at the 99th percentile, {max(seconds):.3f} s at worst")
     print(f"resident memory: {min(tally.memory):.0f} to {max(tally.memory):.0f} MB")
     print(*(f"WRONG: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")
     return 1 if wrong else 0

@@ -16,7 +16,7 @@ from typing import Any
 
 PROGRESS = sys.stderr
 OURS = "ours"
-SETTLE = 0.2  # seconds before each turn: the threads of torch's OpenMP spin on for a while, beside whoever comes next
+PAUSE = 0.2  # seconds before each turn: the threads of torch's OpenMP spin on for a while, beside whoever comes next
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def interleaved(
         for name in names[shift:] + names[:shift]:  # nobody always runs after the same neighbour
             taking_part = number <= (only or {}).get(name, rounds)
             if taking_part:
-                time.sleep(SETTLE)
+                time.sleep(PAUSE)
             sample = contenders[name]() if taking_part else None
             if number:
                 samples[name].append(sample)
@@ -92,3 +92,8 @@ def summary(samples: Sequence[Sample], per: int = 1) -> dict[str, float]:
 
 def milliseconds(seconds: float) -> float:
     return float(f"{1000 * seconds:.4g}")
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of `values` that so many of a hundred are not above."""
+    return sorted(values)[max(-(-len(values) * percent // 100) - 1, 0)]

@@ -200,7 +200,7 @@ def at_server(
 
     pool = ThreadPoolExecutor(REQUESTS)
     try:
-        for outcomes in ahead(pool, ask, _groups(names, most), REQUESTS + 1):
+        for outcomes in map_ahead(pool, ask, _groups(names, most), REQUESTS + 1):
             yield from outcomes
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -241,7 +241,7 @@ def _outcome(read: _Read, results: Iterator[answers.Result]) -> Outcome:
     return Outcome(read.name, result.captions, result.image, None, alt, result.review, result.decorative, result.tags)
 
 
-def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], window: int) -> Iterator[B]:
+def map_ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], window: int) -> Iterator[B]:
     """As `map`, in order, but never more than `window` items ahead of what was asked for."""
     waiting: deque[Future[B]] = deque()
     try:
@@ -265,7 +265,7 @@ def _run(options: argparse.Namespace, load: Callable[[ExitStack], Captioner]) ->
         names = filter(run.wanted, run.find(summary.not_looked_into, summary.no_picture))
         first = None if options.watch else next(names, None)
         if first is None and not options.watch:
-            summary.tell(options.dry_run)
+            summary.report(options.dry_run)
             say("nothing left to do" if found else "no pictures found")
             return USAGE if not found else FAILED if summary.failed else OK
         caption = load(stack)
@@ -274,15 +274,15 @@ def _run(options: argparse.Namespace, load: Callable[[ExitStack], Captioner]) ->
         try:
             if options.watch:
                 look = partial(watch.find, [options.watch], run.suffixes, summary.not_looked_into)
-                watch.watch(look, run.wanted, caption, run.take, options.interval)
+                watch.watch(look, run.wanted, caption, run.handle, options.interval)
             for outcome in caption(chain([first] if first is not None else [], names)):
-                run.take(outcome)
+                run.handle(outcome)
                 bar.update()
         except (CaptionError, KeyboardInterrupt) as error:
             if isinstance(error, CaptionError) and not summary.captioned:
                 raise
             stopped = error  # what is done is kept
-    summary.tell(options.dry_run)
+    summary.report(options.dry_run)
     if options.watch and isinstance(stopped, KeyboardInterrupt):  # that is how it is ended
         return FAILED if summary.failed else OK
     if stopped:
@@ -344,7 +344,7 @@ class _Run:
             self.summary.add(SKIPPED, name)
         return not there
 
-    def take(self, outcome: Outcome) -> None:
+    def handle(self, outcome: Outcome) -> None:
         """Put `outcome` where it was asked for, or its error where errors go."""
         options, summary = self.options, self.summary
         row: dict[str, Any] = {}

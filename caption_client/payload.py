@@ -152,21 +152,21 @@ def _item_extents(iloc: bytes) -> Iterator[tuple[int, list[tuple[int, int, int]]
     at, version = 6, iloc[0]
     offset_size, length_size, base_size, index_size = iloc[4] >> 4, iloc[4] & 15, iloc[5] >> 4, iloc[5] & 15
 
-    def take(size: int) -> int:
+    def read_int(size: int) -> int:
         nonlocal at
         at += size
         if at > len(iloc):
             raise ValueError("a table of items that is cut off")
         return int.from_bytes(iloc[at - size : at])
 
-    for _ in range(take(2 if version < 2 else 4)):
-        item = take(2 if version < 2 else 4)
-        method = take(2) & 15 if version else 0
-        take(2)  # which file; 0 is this one
-        base = take(base_size)
+    for _ in range(read_int(2 if version < 2 else 4)):
+        item = read_int(2 if version < 2 else 4)
+        method = read_int(2) & 15 if version else 0
+        read_int(2)  # which file; 0 is this one
+        base = read_int(base_size)
         extents = []
-        for _ in range(take(2)):
+        for _ in range(read_int(2)):
             if version:
-                take(index_size)
-            extents.append((method, base + take(offset_size), take(length_size)))
+                read_int(index_size)
+            extents.append((method, base + read_int(offset_size), read_int(length_size)))
         yield item, extents

@@ -56,7 +56,7 @@ class Summary:
         """Whether anything went wrong."""
         return bool(self.counts[FAILED] or self.unseen)
 
-    def tell(self, dry_run: bool = False) -> None:
+    def report(self, dry_run: bool = False) -> None:
         """Say it; nothing of one picture that went well."""
         skipped = self.counts[SKIPPED] + self.counts[NOTHING]
         total = self.captioned + self.counts[SKIPPED] + self.counts[FAILED]

@@ -43,7 +43,7 @@ class Arrivals:
         self._last: dict[str, State] = {}
         self._done: dict[str, State] = {}
 
-    def look(self) -> list[str]:
+    def scan(self) -> list[str]:
         """Look again: what is complete and not done."""
         now = {name: state for name in self._find() if (state := _state(name)) is not None}
         ready = [
@@ -69,10 +69,10 @@ def watch(
     find: Callable[[], Iterable[str]],
     wanted: Callable[[str], bool],
     caption: Callable[[Iterable[str]], Iterator[Found]],
-    take: Callable[[Found], None],
+    handle: Callable[[Found], None],
     interval: float = INTERVAL,
 ) -> None:
-    """Caption what `find` finds and is `wanted`, and `take` what comes of it, until `KeyboardInterrupt` or SIGTERM.
+    """Caption what `find` finds and is `wanted`, and `handle` what comes of it, until `KeyboardInterrupt` or SIGTERM.
 
     A service that is away is waited for; what it may not have done is asked again. Raises other `CaptionError`s.
     """
@@ -90,9 +90,9 @@ def watch(
         while True:
             start = time.monotonic()
             try:
-                for outcome in caption(new(arrivals.look())):
+                for outcome in caption(new(arrivals.scan())):
                     if arrivals.unchanged(outcome.name):  # or else it is gone, or will be told again
-                        take(outcome)
+                        handle(outcome)
                         arrivals.done(outcome.name)
                     away = 0
             except CaptionError as error:

@@ -18,17 +18,19 @@ class Constraints:
     no_continuing: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, search: SearchConfig, vocabulary: Vocabulary) -> Constraints:
+    def of(cls, search_config: SearchConfig, vocabulary: Vocabulary) -> Constraints:
         """Those of a search; raises `ConfigError` for words that the vocabulary has not, and for what none can do."""
-        start = _ids(search.start_with, vocabulary, "start_with") if search.start_with else ()
-        avoid = tuple(_ids(words, vocabulary, "avoid") for words in search.avoid)
-        if len(start) > search.max_length:
-            raise ConfigError(f"start_with has {len(start)} tokens, and captions have {search.max_length} at most")
-        for words, ids in zip(search.avoid, avoid, strict=True):
+        start = _ids(search_config.start_with, vocabulary, "start_with") if search_config.start_with else ()
+        avoid = tuple(_ids(words, vocabulary, "avoid") for words in search_config.avoid)
+        if len(start) > search_config.max_length:
+            raise ConfigError(
+                f"start_with has {len(start)} tokens, and captions have {search_config.max_length} at most"
+            )
+        for words, ids in zip(search_config.avoid, avoid, strict=True):
             if any(start[i : i + len(ids)] == ids for i in range(len(start))):
                 raise ConfigError(f"start_with says {words!r}, which is to be avoided")
         # The word after 'a skate' is another one, no 'a skateboard'; a script without spaces just goes on.
-        whole = bool(start) and not is_spaceless(search.start_with.rstrip()[-1:])
+        whole = bool(start) and not is_spaceless(search_config.start_with.rstrip()[-1:])
         pieces = (i for i, word in enumerate(vocabulary.words) if word.startswith(CONTINUES)) if whole else ()
         return cls(start, avoid, tuple(pieces))
 

@@ -222,7 +222,7 @@ def _to_srgb(image: Image.Image, size: int) -> Image.Image:
     elif image.mode not in (*SPACES, "LAB"):
         image = image.convert("RGB")
     if size and (factor := reduction(*image.size, size)) > 1:
-        image = image.reduce(factor)  # before its colours are converted: that is dear
+        image = image.reduce(factor)  # before its colours are converted: that costs much
     if image.mode == "LAB":
         profile = b""  # the mode says it all
     if isinstance(profile, bytes) and (transform := _from_profile(profile, image.mode)):

@@ -68,14 +68,14 @@ class Done(NamedTuple):
             xp.zeros((B, K, T), dtype=like.dtype, device=device),
         )
 
-    def joined_by(self, xp: Any, rows: Array, settled: Array, scores: Array, words: Array, log_probs: Array) -> Done:
+    def joined_by(self, xp: Any, rows: Array, final: Array, scores: Array, words: Array, log_probs: Array) -> Done:
         """The best K of these and others: scores (B, C), words and log_probs (B, C, t).
 
-        The places that are settled (B, K), the first few of each picture, keep what they have.
+        The places that are final (B, K), the first few of each picture, keep what they have.
         """
         K, T = self.words.shape[1:]
         order = xp.arange(K, 0, -1, dtype=scores.dtype, device=array_api_compat.device(scores))  # no score is above 0
-        ranks = xp.concat([xp.where(settled, order, self.scores), scores], axis=1)
+        ranks = xp.concat([xp.where(final, order, self.scores), scores], axis=1)
         _, best = _top_k(ranks, K)
         return Done(
             xp.concat([self.scores, scores], axis=1)[rows, best],
@@ -99,7 +99,7 @@ class Hypothesis:
         return float(sum(self.log_probabilities))
 
 
-def search(stepper: Stepper, config: SearchConfig, constraints: Constraints = FREE) -> list[list[Hypothesis]]:
+def find_hypotheses(stepper: Stepper, config: SearchConfig, constraints: Constraints = FREE) -> list[list[Hypothesis]]:
     """For each picture `config.num_captions` distinct hypotheses, best first.
 
     constraints: `Constraints.of` the config, which has words where a search needs tokens.
@@ -115,17 +115,17 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
     """The best captions found with `beam_size` live hypotheses a picture (1 is greedy search).
 
     Ranked by log-probability / tokens ** length_penalty (Wu et al. 2016, with a plain power), the end
-    counted as a token. A caption's place is settled when no live hypothesis scores better now: without a
+    counted as a token. A caption's place is final when no live hypothesis scores better now: without a
     length penalty none could later, and with one, waiting until none could takes half as many steps again
     for captions no better. What ends later than that takes a place behind, whatever its score, and a
-    picture is finished when `num_captions` places are settled. So, of as many live hypotheses, the search
+    picture is finished when `num_captions` places are final. So, of as many live hypotheses, the search
     for one caption finds the first of those that the search for several finds, and so on.
     At `max_length` words only the end may follow, at its true probability, so every caption is a
     whole sequence of the model, and so is every one that is made to start with some words, which come at
     their true probabilities too. Finished pictures leave the batch.
     """
     K = live_hypotheses(config)
-    C = considered(K)
+    C = candidate_count(K)
     T = config.max_length + 1
     words = stepper.start(K)
     xp = array_api_compat.array_namespace(words)
@@ -139,7 +139,7 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
     scores = xp.where(xp.arange(K, device=device) == 0, xp.zeros_like(words, dtype=xp.float32), minus_inf)
     history = xp.zeros((stepper.batch, K, 0), dtype=xp.int64, device=device)
     history_lp = xp.zeros((stepper.batch, K, 0), dtype=xp.float32, device=device)
-    settled = xp.zeros((stepper.batch, K), dtype=xp.bool, device=device)  # the places of `done` that are final
+    final = xp.zeros((stepper.batch, K), dtype=xp.bool, device=device)  # the places of `done` that are final
     parent = done = None
     found: list[tuple[Array, Done]] = []  # finished pictures: their places, and what they ended with
 
@@ -155,7 +155,7 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
             whole_lp = xp.concat([history_lp[rows, best.parents], best.log_probabilities[:, :, None]], axis=-1)
             done = Done.none(xp, best.scores, K, T) if done is None else done
             ranks = xp.where(ended, best.scores / length, minus_inf)
-            done = done.joined_by(xp, rows, settled, ranks, whole, whole_lp)
+            done = done.joined_by(xp, rows, final, ranks, whole, whole_lp)
             live, order = _top_k(xp.where(ended, minus_inf, best.scores), K)
             best = Candidates(live, *(part[rows, order] for part in best[1:]))
         if t == T - 1:
@@ -165,8 +165,8 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
         history_lp = xp.concat([history_lp[rows, parent], log_probs[:, :, None]], axis=-1)
         if done is None:
             continue
-        settled = settled | (scores[:, :1] / length < done.scores)
-        finished = settled[:, config.num_captions - 1]
+        final = final | (scores[:, :1] / length < done.scores)
+        finished = final[:, config.num_captions - 1]
         count = int(xp.sum(xp.astype(finished, xp.int64)))
         if count == len(places):
             break
@@ -176,8 +176,8 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
             found.append((places[leave], Done(*(part[leave] for part in done))))
             stepper.keep(stay)
             done = Done(*(part[stay] for part in done))
-            places, settled, scores, parent, words, history, history_lp = (
-                part[stay] for part in (places, settled, scores, parent, words, history, history_lp)
+            places, final, scores, parent, words, history, history_lp = (
+                part[stay] for part in (places, final, scores, parent, words, history, history_lp)
             )
             rows = rows[: len(stay)]
         elif count:
@@ -194,7 +194,7 @@ def live_hypotheses(config: SearchConfig) -> int:
     return max(config.beam_size, config.num_captions)
 
 
-def considered(K: int) -> int:
+def candidate_count(K: int) -> int:
     """C, how many ways to go on a step of a beam search looks at.
 
     Each live hypothesis has one ending, so the best 2K hold K that go on. Greedy search takes the
@@ -385,4 +385,4 @@ def _collect(found: list[tuple[Array, Done]], batch: int, count: int) -> list[li
     return collected
 
 
-__all__ = ["Hypothesis", "Stepper", "beam_search", "considered", "live_hypotheses", "sample", "search"]
+__all__ = ["Hypothesis", "Stepper", "beam_search", "candidate_count", "find_hypotheses", "live_hypotheses", "sample"]

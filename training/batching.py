@@ -62,11 +62,11 @@ class CaptionSource:
     def __len__(self) -> int:
         """Batches an epoch, of `config.batch_size` pictures a process; a last one too small to share joins another."""
         full, rest = divmod(sum(round(len(rows) * visits) for rows, visits in self.sets), self._size)
-        return full + (rest >= distributed.count())
+        return full + (rest >= distributed.world_size())
 
     @property
     def _size(self) -> int:
-        return self.config.batch_size * distributed.count()
+        return self.config.batch_size * distributed.world_size()
 
     def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`."""
@@ -83,14 +83,14 @@ class CaptionSource:
         pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
         order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        if len(batches[-1]) < distributed.count():
+        if len(batches[-1]) < distributed.world_size():
             *batches, before, last = batches
             batches.append(np.concatenate([before, last]))
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _batch(self, rows: list[int], views: list[int], epoch: int, number: int, device: torch.device) -> Batch:
         """This process's share of a batch, and what would be in it, whoever had it."""
-        places = distributed.mine(range(len(rows)))
+        places = distributed.shard(range(len(rows)))
         rows, views = [rows[i] for i in places], [views[i] for i in places]
         if self.features.data.dtype == np.uint8:  # pixels: augment now
             seeds = [np.random.default_rng([self.config.seed, epoch, number, r]) for r in rows]

@@ -29,34 +29,34 @@ class Progress:
     epoch: int = 0  # epochs finished
     step: int = 0  # steps of the present epoch done
     loss: float = 0.0  # summed over these steps
-    figure: float = 0.0  # likewise: perplexity, or the mean reward
+    metric: float = 0.0  # likewise, see `Objective.metric`
     gradient_norm: float = 0.0  # likewise
     best: float = -math.inf  # see `score_of`
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def end_step(self, loss: float, figure: float, gradient_norm: float) -> None:
+    def end_step(self, loss: float, metric: float, gradient_norm: float) -> None:
         """Count a step."""
         self.step += 1
-        self.loss, self.figure = self.loss + loss, self.figure + figure
+        self.loss, self.metric = self.loss + loss, self.metric + metric
         self.gradient_norm += gradient_norm
 
-    def means(self) -> dict[str, float]:
-        """Loss and figure a step of the present epoch so far."""
-        return {"loss": self.loss / self.step, "figure": self.figure / self.step}
+    def means(self, metric: str) -> dict[str, float]:
+        """Loss and metric a step of the present epoch so far; metric: its name."""
+        return {"loss": self.loss / self.step, metric: self.metric / self.step}
 
-    def end_epoch(self, learning_rate: float, validation: Mapping[str, Any]) -> dict[str, Any]:
-        """Count the epoch; what the history keeps of it."""
+    def end_epoch(self, metric: str, learning_rate: float, validation: Mapping[str, Any]) -> dict[str, Any]:
+        """Count the epoch; what the history keeps of it. metric: its name."""
         record = {
             "epoch": self.epoch + 1,
             "train_loss": self.loss / self.step,
-            "figure": self.figure / self.step,
+            metric: self.metric / self.step,
             "learning_rate": learning_rate,
             "gradient_norm": self.gradient_norm / self.step,
             **validation,
         }
         self.epoch, self.step = self.epoch + 1, 0
-        self.loss, self.figure, self.gradient_norm = 0.0, 0.0, 0.0
+        self.loss, self.metric, self.gradient_norm = 0.0, 0.0, 0.0
         self.history.append(record)
         return record
 
@@ -83,7 +83,7 @@ def provenance(
         pictures = data.split(split)
         made_from[f"{name} pictures"] = digest([[p.source for p in pictures], list(digests[split])])
         made_from[f"{name} captions"] = digest([p.captions for p in pictures])
-    made_from["processes"] = str(distributed.count())
+    made_from["processes"] = str(distributed.world_size())
     made_from["init"] = checkpoint(init) if init else "none"
     made_from["teachers"] = ", ".join(map(checkpoint, teachers)) or "none"
     return made_from
@@ -119,7 +119,7 @@ def read_state(path: Path, recipe: Recipe, made_from: Mapping[str, str]) -> dict
     return content
 
 
-@distributed.by_first
+@distributed.on_main
 def save_state(
     path: Path,
     captioner: Captioner,
@@ -160,4 +160,5 @@ def restore_state(
     torch.set_rng_state(content["rng"])
     if content["cuda_rng"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["cuda_rng"])
-    return Progress(**content["progress"])
+    older = {"figure": "metric"}  # as runs of release 2.0 and before saved it
+    return Progress(**{older.get(name, name): value for name, value in content["progress"].items()})

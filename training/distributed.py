@@ -33,62 +33,62 @@ def join(device: torch.device) -> torch.device:
 
 
 def leave() -> None:
-    """Part, when all is done."""
+    """Leave the group, when all is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def count() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """This process's number."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first() -> bool:
-    """Whether this is the one that writes and tells."""
+def is_main() -> bool:
+    """Whether this process is the one that writes and logs."""
     return rank() == 0
 
 
-def mine(all_of_them: Sequence[T]) -> Sequence[T]:
-    """Those that fall to this process, dealt out like cards."""
-    return all_of_them[rank() :: count()]
+def shard(all_of_them: Sequence[T]) -> Sequence[T]:
+    """Of items that all processes know this one's: every `world_size`th, from its rank on."""
+    return all_of_them[rank() :: world_size()]
 
 
-def wait() -> None:
-    """Until all are here."""
-    if count() > 1:
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
         dist.barrier()
 
 
-def gathered(own: T) -> list[T]:
+def all_gather(own: T) -> list[T]:
     """What each process has, in their order."""
-    if count() == 1:
+    if world_size() == 1:
         return [own]
-    all_of_them: list[Any] = [None] * count()
+    all_of_them: list[Any] = [None] * world_size()
     dist.all_gather_object(all_of_them, own)
     return all_of_them
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast(make: Callable[[], T]) -> T:
     """What process 0 makes: what it finds on its disk, say, where others have another."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
-    made: list[Any] = [make() if first() else None]
+    made: list[Any] = [make() if is_main() else None]
     dist.broadcast_object_list(made)
     result: T = made[0]
     return result
 
 
-def by_first(do: Callable[P, Any]) -> Callable[P, None]:
+def on_main(do: Callable[P, Any]) -> Callable[P, None]:
     """`do`, but by process 0 alone."""
 
     @wraps(do)
     def done(*arguments: P.args, **named: P.kwargs) -> None:
-        if first():
+        if is_main():
             do(*arguments, **named)
 
     return done
@@ -97,19 +97,19 @@ def by_first(do: Callable[P, Any]) -> Callable[P, None]:
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
     """Give each tensor, in all processes, the mean of all; one message for all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return
     those = list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in those])
     dist.all_reduce(flat)
-    flat /= count()
+    flat /= world_size()
     for tensor, values in zip(those, flat.split([tensor.numel() for tensor in those]), strict=True):
         tensor.copy_(values.view_as(tensor))
 
 
 def mean(*values: float) -> tuple[float, ...]:
     """The mean of each over all processes."""
-    if count() == 1:
+    if world_size() == 1:
         return values
     own = torch.tensor(values, dtype=torch.float64, device=_device())
     average([own])
@@ -118,16 +118,16 @@ def mean(*values: float) -> tuple[float, ...]:
 
 def weight(items: Tensor) -> Tensor | float:
     """By what to multiply a mean over so many items: then the mean over processes is that over all their items."""
-    if count() == 1:
+    if world_size() == 1:
         return 1.0
     total = items.double().clone()
     dist.all_reduce(total)
-    return items * count() / total
+    return items * world_size() / total
 
 
 def reseed(*key: int) -> None:
     """Draw other random numbers than the other processes, the same in a run that goes on where it was stopped."""
-    if count() > 1:
+    if world_size() > 1:
         digest = hashlib.blake2b(repr((*key, rank())).encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 

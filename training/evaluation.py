@@ -38,7 +38,7 @@ log = logging.getLogger("training.evaluate")
 class Result:
     """The captions of one data set under one search, and their scores."""
 
-    search: SearchConfig
+    search_config: SearchConfig
     source: str
     pictures: Sequence[Picture]
     captions: Sequence[Caption]
@@ -91,7 +91,7 @@ def candidates_of(
     batches = decoded(pictures, engine.preprocess, batch_size)
     for sound, pixels in tqdm(batches, "captions", math.ceil(len(pictures) / batch_size), unit="batch", leave=False):
         regions = engine.encode(pixels)
-        yield sound, regions, [engine.generate(regions, search) for search in searches]
+        yield sound, regions, [engine.generate(regions, search_config) for search_config in searches]
 
 
 def caption_pictures(
@@ -122,13 +122,13 @@ def evaluate(
     if not sound:
         raise DataError("not one picture could be decoded")
     results = []
-    for search, mine in zip(searches, captions, strict=True):
+    for search_config, mine in zip(searches, captions, strict=True):
         for source in dict.fromkeys(picture.source for picture in sound):
             pairs = [(p, c) for p, c in zip(sound, mine, strict=True) if p.source == source]
             said, references = [c.text for _, c in pairs], [p.captions for p, _ in pairs]
             counted = score_objects(said, references, objects)
             report = score(said, references)
-            results.append(Result(search, source, [p for p, _ in pairs], [c for _, c in pairs], report, counted))
+            results.append(Result(search_config, source, [p for p, _ in pairs], [c for _, c in pairs], report, counted))
     return results
 
 
@@ -207,9 +207,9 @@ def entries_of(
     return sorted(entries, key=lambda entry: entry.cider)[:lowest] if lowest else entries
 
 
-def describe(search: SearchConfig) -> str:
+def describe(config: SearchConfig) -> str:
     """A search in words."""
-    block = f", no {search.block_ngram}-gram twice" if search.block_ngram else ""
+    block = f", no {config.block_ngram}-gram twice" if config.block_ngram else ""
     return (
-        f"beam {search.beam_size}, length penalty {search.length_penalty:g}{block}, at most {search.max_length} words"
+        f"beam {config.beam_size}, length penalty {config.length_penalty:g}{block}, at most {config.max_length} words"
     )

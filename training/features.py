@@ -123,21 +123,21 @@ def cached(
         """Pictures of which a view is not `there`: of several processes' those that fall to this one."""
         for folder in dict.fromkeys(folders):
             there.update(_listed(folder, size))
-        distributed.wait()  # before anyone adds to what is listed
+        distributed.barrier()  # before anyone adds to what is listed
         found: dict[str, Picture] = {}  # the same picture twice is computed once
         for digest, picture in zip(digests, pictures, strict=True):
             if digest and any((digest, view) not in there for view in range(views)):
                 found.setdefault(digest, picture)
-        return dict(distributed.mine(list(found.items()))) if shares > 1 else found
+        return dict(distributed.shard(list(found.items()))) if shares > 1 else found
 
     # Dealt out; then what others have computed is found, unless their disk is another, or the picture is broken.
-    for shares in (distributed.count(), 1) if distributed.count() > 1 else (1,):
+    for shares in (distributed.world_size(), 1) if distributed.world_size() > 1 else (1,):
         missing = missing_of(shares)
         if missing:
             count = sum((digest, view) not in there for digest in missing for view in range(views))
             _check_room(cache, count * math.ceil(size / _BLOCK) * _BLOCK, count, views * len(pictures))
             _compute(captioner, stages, missing, augmentation, folders, there, device, precision)
-        distributed.wait()
+        distributed.barrier()
 
     sound = [i for i, digest in enumerate(digests) if all((digest, view) in there for view in range(views))]
     if not sound:

@@ -27,7 +27,7 @@ from training.initialisation import initial_captioner, load_teachers
 from training.language import coverage
 from training.optimisation import learning_rate_factor, parameter_groups
 from training.process import native
-from training.validation import FEWEST, best_epoch, few, score_of
+from training.validation import FEWEST, best_epoch, score_of, with_few_pictures
 
 log = logging.getLogger("training")
 
@@ -64,7 +64,7 @@ def train(
     digests = {split: features.contents(data.split(split)) for split in ("train", "val")}
     made_from = provenance(recipe, captioner, data, digests, init, teachers)
     state = run / "state.pt"
-    saved = distributed.from_first(lambda: read_state(state, recipe, made_from))
+    saved = distributed.broadcast(lambda: read_state(state, recipe, made_from))
 
     # --- pictures and captions
     def cached(split: str, views: int) -> features.Features:
@@ -93,16 +93,16 @@ def train(
         progress = restore_state(saved, captioner, optimizer, average)
         log.info("resuming at epoch %d, step %d", progress.epoch + 1, progress.step)
     else:
-        distributed.by_first(write_json)(run / "recipe.json", asdict(recipe))
+        distributed.on_main(write_json)(run / "recipe.json", asdict(recipe))
 
     # --- the loop
-    writer = SummaryWriter(run / "tensorboard") if distributed.first() else None
+    writer = SummaryWriter(run / "tensorboard") if distributed.is_main() else None
     last_save = time.monotonic()
     while progress.epoch < epochs and progress.epoch - progress.best_epoch < patience:
         optimisation.training_mode(captioner, frozen, config)
         bar = tqdm(source.batches(progress.epoch, device, progress.step), f"epoch {progress.epoch + 1}/{epochs}",
                    total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
-                   disable=not distributed.first())  # fmt: skip
+                   disable=not distributed.is_main())  # fmt: skip
         began, pictures = time.monotonic(), 0
         own_share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
         for batch in bar:
@@ -112,50 +112,53 @@ def train(
                 group["lr"] = factor * group["peak"]
             distributed.reseed(config.seed, progress.epoch, progress.step)
             with optimisation.autocast(device, config.precision):
-                loss, figure = objective(batch, own_share)
+                loss, metric = objective(batch, own_share)
             norm = optimisation.descend(loss, optimizer, config.clip)
             if config.batch_norm == "learnt":
                 distributed.average(b for b in captioner.buffers() if b.is_floating_point())
             if average:
                 average.update()
             pictures += len(batch.rows)
-            mean_loss, mean_figure = distributed.mean(float(loss.detach()), figure)
-            progress.end_step(mean_loss, mean_figure, norm)
-            bar.set_postfix({name: f"{mean:.4f}" for name, mean in progress.means().items()}, refresh=False)
+            mean_loss, mean_metric = distributed.mean(float(loss.detach()), metric)
+            progress.end_step(mean_loss, mean_metric, norm)
+            bar.set_postfix(
+                {name: f"{mean:.4f}" for name, mean in progress.means(objective.metric).items()}, refresh=False
+            )
             if time.monotonic() - last_save > config.save_every:
                 save_state(state, captioner, optimizer, average, progress, recipe, made_from)
                 last_save = time.monotonic()
-        speed = distributed.count() * pictures / (time.monotonic() - began)
+        speed = distributed.world_size() * pictures / (time.monotonic() - began)
 
         if average:
             average.swap()
         result = validation.evaluate(captioner, val_set, captioner.config.search, config)
         score = score_of(result, val_set.pictures, recipe.choose)
-        record = progress.end_epoch(optimizer.param_groups[0]["lr"], {**result.figures(), "score": score})
+        learning_rate = optimizer.param_groups[0]["lr"]
+        record = progress.end_epoch(objective.metric, learning_rate, {**result.figures(), "score": score})
         if writer:
-            _log_epoch(writer, record, speed)
+            _log_epoch(writer, objective.metric, record, speed)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
             metrics = {"validation": record, "recipe": asdict(recipe), "made_from": made_from}
-            distributed.by_first(save_captioner)(captioner, run / "best", metrics)
+            distributed.on_main(save_captioner)(captioner, run / "best", metrics)
         if average:
             average.swap()
-        distributed.by_first(write_json)(run / "history.json", progress.history)
+        distributed.on_main(write_json)(run / "history.json", progress.history)
         save_state(state, captioner, optimizer, average, progress, recipe, made_from)
         last_save = time.monotonic()
     if writer:
         writer.close()
-    distributed.wait()
+    distributed.barrier()
     best = best_epoch(progress.history)
     ciders = ", ".join(f"{name} {value:.1f}" for name, value in best["val_cider"].items())
     log.info("best epoch %d, validation CIDEr %s, loss %.3f, in %s", best["epoch"], ciders, best["val_loss"], run)
     return run / "best"
 
 
-def _log_epoch(writer: SummaryWriter, record: Mapping[str, Any], speed: float) -> None:
+def _log_epoch(writer: SummaryWriter, metric: str, record: Mapping[str, Any], speed: float) -> None:
     """An epoch's record as a line and as points of TensorBoard's curves. speed: pictures a second."""
     log.info("%s, %.1f pictures/s", json.dumps(record), speed)
-    for key in ("train_loss", "figure", "learning_rate", "gradient_norm", "val_loss", "distinct"):
+    for key in ("train_loss", metric, "learning_rate", "gradient_norm", "val_loss", "distinct"):
         writer.add_scalar(key, record[key], record["epoch"])
     writer.add_scalar("pictures_per_second", speed, record["epoch"])
     for name, value in record["val_cider"].items():
@@ -194,6 +197,6 @@ def _report(
     if cut := sum(length > most for length in lengths):
         log.warning("%d of %d captions are longer than train.max_words (%d), and taught only so far, without an end",
                     cut, len(lengths), most)  # fmt: skip
-    if names := few(val_set.pictures, recipe.choose):
+    if names := with_few_pictures(val_set.pictures, recipe.choose):
         log.warning("%s has fewer than %d validation pictures, too few for CIDEr: the epoch with the lowest validation "
                     "loss is the best", ", ".join(names), FEWEST)  # fmt: skip

@@ -16,7 +16,7 @@ from model.captioner import Captioner
 from model.decoder import Memory
 from model.encoder import as_regions
 from model.runtime.torch_engine import TorchStepper
-from model.search import search
+from model.search import find_hypotheses
 from model.vocabulary import END, PAD, START, Vocabulary
 from training import distributed
 from training.batching import Batch, CaptionSource
@@ -36,13 +36,14 @@ class Objective:
     ) -> None:
         self.captioner, self.config, self.teachers = captioner, config, teachers
         self.frozen, self.pictures = source.features.stages, len(source.ids)
+        self.metric = "perplexity" if config.objective == "likelihood" else "reward"  # mean of a batch
         if config.objective == "cider":
             # Mirrored pictures have references of their own, in the second half.
             references = [*source.ids, *source.mirrored_ids]
             self.reward = Reward(captioner.vocabulary, references, self.pictures, config.object_weight)
 
     def __call__(self, batch: Batch, own_share: float) -> tuple[Tensor, float]:
-        """The loss of a batch, and what to show beside it: perplexity, or the mean reward."""
+        """The loss of a batch, and the value of `metric`."""
         config = self.config
         memory = memory_of(self.captioner, batch.inputs, self.frozen)
         if config.objective == "likelihood":
@@ -187,7 +188,7 @@ def best(captioner: Captioner, memory: Memory, count: int, max_words: int) -> Te
     settings = replace(
         captioner.config.search, strategy="beam", beam_size=count, num_captions=count, max_length=max_words
     )
-    found = search(TorchStepper(captioner.decoder, memory), settings)
+    found = find_hypotheses(TorchStepper(captioner.decoder, memory), settings)
     T = max(len(h.words) for mine in found for h in mine) + 1
     words = torch.full((len(found), count, T), PAD, dtype=torch.int64)
     words[..., 0] = START

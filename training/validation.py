@@ -14,7 +14,7 @@ from torch import Tensor
 from model.captioner import Captioner
 from model.config import SearchConfig
 from model.runtime.torch_engine import TorchStepper
-from model.search import Stepper, search
+from model.search import Stepper, find_hypotheses
 from model.vocabulary import Vocabulary, words_of
 from training import distributed, objectives
 from training.batching import padded
@@ -30,10 +30,10 @@ FEWEST = 10  # validation pictures: CIDEr weighs words by how rare they are amon
 
 def score_of(result: Evaluation, pictures: Sequence[Picture], weights: Mapping[str, float]) -> float:
     """What the best epoch has most of: the sets' CIDEr by `weights`; of too few pictures for that, minus the loss."""
-    return -result.loss if few(pictures, weights) else chosen_by(result.cider, weights)
+    return -result.loss if with_few_pictures(pictures, weights) else chosen_by(result.cider, weights)
 
 
-def few(pictures: Sequence[Picture], weights: Mapping[str, float]) -> list[str]:
+def with_few_pictures(pictures: Sequence[Picture], weights: Mapping[str, float]) -> list[str]:
     """Those of the sets whose CIDEr would choose the best epoch that have fewer than `FEWEST` validation pictures."""
     counts = Counter(picture.source for picture in pictures)
     deciding = [name for name, weight in weights.items() if weight] or [pictures[0].source]
@@ -108,16 +108,16 @@ def evaluate_with(
     speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
     """
     parts: list[tuple[int, list[list[str]], float]] = []
-    for start in distributed.mine(range(0, len(pictures), 100)):
+    for start in distributed.shard(range(0, len(pictures), 100)):
         rows = list(range(start, min(start + 100, len(pictures))))
         ids = [[vocabulary.encode(c) for c in pictures[r].captions] for r in rows]
         # Whole, however much of them is taught; but one without end would fill the memory with padding.
         words = padded([[mine[i % len(mine)] for i in range(config.captions_per_picture)] for mine in ids], LONGEST)
         with autocast(device, config.precision):
             stepper, loss = speak(rows, words.to(device))
-            found = search(stepper, search_config)
+            found = find_hypotheses(stepper, search_config)
         parts.append((start, [vocabulary.decode(mine[0].words) if mine else [] for mine in found], float(loss)))
-    parts = sorted(part for each in distributed.gathered(parts) for part in each)
+    parts = sorted(part for each in distributed.all_gather(parts) for part in each)
     captions = [caption for _, mine, _ in parts for caption in mine]
     references = [[words_of(c) for c in picture.captions] for picture in pictures]
     sources = [picture.source for picture in pictures]

@@ -54,12 +54,12 @@ async def analyze(
     if language != "en":
         raise NotSupported("language: this model writes English")
     params = parameters({"wording": "gender-neutral"} if neutral.lower() == "true" else {})
-    with incoming(request) as came:
-        if came.is_json:
-            data = await came.fetched(protocol.read(Asked, await came.json()).url)
+    with incoming(request) as received:
+        if received.is_json:
+            data = await received.fetched(protocol.read(Asked, await received.json()).url)
         else:
-            data = (await came.image()).files[0].data
-        answer = await came.caption_one(data, params)
+            data = (await received.image()).files[0].data
+        answer = await received.caption_one(data, params)
     size = {"width": answer.image.width, "height": answer.image.height}
     made: dict[str, Any] = {"modelVersion": served.version, "metadata": size}
     if "caption" in wanted:

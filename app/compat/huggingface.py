@@ -53,15 +53,15 @@ _extra = protocol.documented(Asked, **{"image/*": _binary, "application/octet-st
 @router.post("/", openapi_extra=_extra)
 async def endpoint(request: Request) -> list[dict[str, str]]:
     """As an Inference Endpoint answers at its address: `InferenceClient("http://HOST:PORT").image_to_text(...)`."""
-    with incoming(request) as came:
-        if not came.is_json:
-            form = await came.image()
-            answer = await came.caption_one(form.files[0].data, parameters({}))
+    with incoming(request) as received:
+        if not received.is_json:
+            form = await received.image()
+            answer = await received.caption_one(form.files[0].data, parameters({}))
             return [{"generated_text": answer.caption}]
-        body = await came.json()
+        body = await received.json()
         asked = protocol.read(Asked, body)
-        params = parameters(_search(request, asked.parameters))
-        answer = await came.caption_one(await came.picture(body, asked.inputs), params)
+        params = parameters(_search_parameters(request, asked.parameters))
+        answer = await received.caption_one(await received.picture(body, asked.inputs), params)
         return [{"generated_text": caption.text} for caption in answer.captions]
 
 
@@ -72,17 +72,17 @@ async def of_model(request: Request, model: str) -> list[dict[str, str]]:
     return await endpoint(request)
 
 
-def _search(request: Request, asked: Parameters | None) -> dict[str, Any]:
+def _search_parameters(request: Request, asked: Parameters | None) -> dict[str, Any]:
     """The parameters of the search that were asked for, wherever they stand."""
     given: dict[str, Any] = {}
     for part in (asked, asked and asked.generate_kwargs, asked and asked.generation_parameters):
         if part:
             given |= part.model_dump(exclude_none=True, exclude={"generate_kwargs", "generation_parameters"})
-    search = protocol.most_words(request, given.get("max_new_tokens", given.get("max_length")))
+    fields = protocol.most_words(request, given.get("max_new_tokens", given.get("max_length")))
     for theirs, ours in {"num_beams": "beam_size", "num_return_sequences": "num_captions"}.items():
         if theirs in given:
-            search[ours] = given[theirs]
+            fields[ours] = given[theirs]
     if given.get("do_sample"):
-        search |= {"strategy": "sample"}
-        search |= {name: given[name] for name in ("temperature", "top_p", "seed") if name in given}
-    return search
+        fields |= {"strategy": "sample"}
+        fields |= {name: given[name] for name in ("temperature", "top_p", "seed") if name in given}
+    return fields

@@ -80,13 +80,13 @@ async def infer(
 ) -> Response:
     """Caption every picture of the tensor `image`; one that cannot be captioned fails them all."""
     _check(request, model, version)
-    with incoming(request) as came:
-        asked, files = await (tensors.from_binary(came, length) if length else tensors.from_json_body(came))
+    with incoming(request) as received:
+        asked, files = await (tensors.from_binary(received, length) if length else tensors.from_json_body(received))
         names = [output.name for output in asked.outputs] if asked.outputs else list(OUTPUTS)
         if unknown := set(names).difference(OUTPUTS):
             raise BadParameter(f"outputs: {min(unknown)[:50]!r} is none of {', '.join(OUTPUTS)}")
         known = {name: asked.parameters[name] for name in CaptionParams.model_fields if name in asked.parameters}
-        answers = await came.caption(files, parameters(known))
+        answers = await received.caption(files, parameters(known))
     good: list[CaptionResponse] = []
     for n, answer in enumerate(answers):
         if isinstance(answer, ServiceError):

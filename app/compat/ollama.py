@@ -60,15 +60,15 @@ router.include_router(ollama_models.router)
 @router.post("/api/generate", response_class=JSONResponse, openapi_extra=protocol.documented(Generate))
 async def generate(request: Request) -> Response:
     """Caption the picture in `images`; without one and without a prompt say that the model is loaded."""
-    with incoming(request) as came:
-        body = await came.json()
+    with incoming(request) as received:
+        body = await received.json()
         asked = protocol.read(Generate, body)
         model = protocol.check_model(request, asked.model)
         _refuse(body, model)
         if not asked.images and not asked.prompt:
             return JSONResponse({**_head(asked.model), "response": "", "done": True, "done_reason": "load"})
-        search = parameters(_search(request, asked.options))
-        answer = await came.caption_one(await came.picture(body, _only(asked.images)), search)
+        fields = parameters(_search_parameters(request, asked.options))
+        answer = await received.caption_one(await received.picture(body, _only(asked.images)), fields)
     note = {"note": protocol.NOTE} if asked.prompt else {}
     return _answer(asked.model, answer, asked.stream, note, lambda text: {"response": text})
 
@@ -76,8 +76,8 @@ async def generate(request: Request) -> Response:
 @router.post("/api/chat", response_class=JSONResponse, openapi_extra=protocol.documented(Chat))
 async def chat(request: Request) -> Response:
     """Caption the picture of the last message that has one."""
-    with incoming(request) as came:
-        body = await came.json()
+    with incoming(request) as received:
+        body = await received.json()
         asked = protocol.read(Chat, body)
         model = protocol.check_model(request, asked.model)
         _refuse(body, model)
@@ -85,8 +85,8 @@ async def chat(request: Request) -> Response:
             message = {"role": "assistant", "content": ""}
             return JSONResponse({**_head(asked.model), "message": message, "done": True, "done_reason": "load"})
         images = next((message.images for message in reversed(asked.messages) if message.images), None)
-        search = parameters(_search(request, asked.options))
-        answer = await came.caption_one(await came.picture(body, _only(images)), search)
+        fields = parameters(_search_parameters(request, asked.options))
+        answer = await received.caption_one(await received.picture(body, _only(images)), fields)
     note = {"note": protocol.NOTE} if any(message.content for message in asked.messages) else {}
     return _answer(
         asked.model, answer, asked.stream, note, lambda text: {"message": {"role": "assistant", "content": text}}
@@ -107,7 +107,7 @@ def _only(images: list[str] | None) -> str:
     return images[0]
 
 
-def _search(request: Request, options: Options | None) -> dict[str, Any]:
+def _search_parameters(request: Request, options: Options | None) -> dict[str, Any]:
     given = options or Options()
     words = protocol.most_words(request, given.num_predict)
     return {**words, **protocol.sampling(given.temperature, given.top_p, given.seed)}

@@ -48,8 +48,8 @@ async def running(request: Request) -> dict[str, Any]:
 @router.post("/api/show", openapi_extra=protocol.documented(Show))
 async def show(request: Request) -> dict[str, Any]:
     """What the model is and can do."""
-    with incoming(request) as came:
-        asked = protocol.read(Show, await came.json())
+    with incoming(request) as received:
+        asked = protocol.read(Show, await received.json())
     model = protocol.check_model(request, asked.model or asked.name)
     architecture = protocol.service_of(request).engine.config.decoder.cell
     return {

@@ -86,20 +86,20 @@ async def model(request: Request, model: str) -> dict[str, Any]:
 @router.post("/v1/chat/completions", response_class=JSONResponse, openapi_extra=protocol.documented(Asked))
 async def complete(request: Request) -> Response:
     """Caption the picture of the last message that has one; what the messages say is ignored."""
-    with incoming(request) as came:
-        body = await came.json()
+    with incoming(request) as received:
+        body = await received.json()
         asked = protocol.read(Asked, body)
         served = protocol.check_model(request, asked.model)
         for name in REFUSED:
             if body.value.get(name):
                 raise NotSupported(f"{name}: this model captions pictures and cannot do that")
         most = asked.max_completion_tokens or asked.max_tokens
-        search = {
+        fields = {
             **({"num_captions": asked.n} if asked.n else {}),
             **protocol.most_words(request, most),
             **protocol.sampling(asked.temperature, asked.top_p, asked.seed),
         }
-        answer = await came.caption_one(await came.picture(body, _picture(asked.messages)), parameters(search))
+        answer = await received.caption_one(await received.picture(body, _picture(asked.messages)), parameters(fields))
     prompted = any(isinstance(m.content, str) or any(p.text for p in m.content or ()) for m in asked.messages)
     head = {"id": f"chatcmpl-{answer.request_id}", "created": int(time.time()), "model": served.name}
     head |= {"note": protocol.NOTE} if prompted else {}

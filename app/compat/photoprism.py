@@ -32,8 +32,8 @@ _extra = protocol.documented(Asked)
 
 async def _answered(request: Request, model: str | None, version: str | None) -> tuple[str, CaptionResponse]:
     """The request's id and the picture's answer."""
-    with incoming(request) as came:
-        body = await came.json()
+    with incoming(request) as received:
+        body = await received.json()
         asked = protocol.read(Asked, body)
         served = protocol.check_model(request, model or asked.model)
         if version and version not in (served.version, "latest"):
@@ -41,7 +41,7 @@ async def _answered(request: Request, model: str | None, version: str | None) ->
         picture = asked.images[0] if asked.images else asked.url
         if not picture:
             raise BadParameter("images: a picture is needed, as a data: URL")
-        answer = await came.caption_one(await came.picture(body, picture), parameters({}))
+        answer = await received.caption_one(await received.picture(body, picture), parameters({}))
     return asked.id or answer.request_id, answer
 
 

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from app.errors import BadParameter, ServiceError, UnknownModel, let_go
+from app.errors import BadParameter, ServiceError, UnknownModel, clear_frames
 from app.incoming import details
 from app.json_body import JsonBody
 from app.schemas import CaptionResponse, ModelRef
@@ -46,7 +46,7 @@ def router(tag: str, shape: Shape, status: Mapping[int, int] | None = None) -> A
                     error: ServiceError = BadParameter(details(invalid.errors(), 1))
                 except ServiceError as failed:
                     error = failed
-                let_go(error)
+                clear_frames(error)
                 request.state.code = error.code
                 headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
                 if error.status == 401:

@@ -63,19 +63,19 @@ def _fits(tensor: Tensor, count: int) -> None:
         raise BadParameter(f"inputs: the shape of {INPUT!r} is for {size} pictures, and {count} came")
 
 
-async def from_json_body(came: Incoming) -> tuple[Asked, list[bytes | ServiceError]]:
-    body = await came.json(came.settings.max_batch_bytes)
+async def from_json_body(received: Incoming) -> tuple[Asked, list[bytes | ServiceError]]:
+    body = await received.json(received.settings.max_batch_bytes)
     asked = protocol.read(Asked, body)
     tensor = _tensor(asked)
     texts = [one for one in tensor.data or () if isinstance(one, str)]
     if len(texts) != len(tensor.data or ()):
         raise BadParameter(f"inputs: the data of {INPUT!r} must be a list of pictures as base64")
     _fits(tensor, len(texts))
-    return asked, await came.pictures(body, texts)
+    return asked, await received.pictures(body, texts)
 
 
-async def from_binary(came: Incoming, length: str) -> tuple[Asked, list[bytes | ServiceError]]:
-    data = await came.raw(came.settings.max_batch_bytes + SMALL)
+async def from_binary(received: Incoming, length: str) -> tuple[Asked, list[bytes | ServiceError]]:
+    data = await received.raw(received.settings.max_batch_bytes + SMALL)
     if not length.isdigit() or int(length) > min(len(data), SMALL):
         raise BadParameter(f"{LENGTH}: must be the bytes of JSON before the tensors, at most {SMALL}")
     try:
@@ -88,9 +88,9 @@ async def from_binary(came: Incoming, length: str) -> tuple[Asked, list[bytes | 
     tensor = _tensor(asked)
     if tensor.parameters.get("binary_data_size") != len(data) - int(length):
         raise BadParameter("inputs: binary_data_size is not the number of bytes behind the JSON")
-    files: list[bytes | ServiceError] = list(islice(_split(data, int(length)), came.settings.max_images + 1))
-    if len(files) > came.settings.max_images:
-        raise BadParameter(f"at most {came.settings.max_images} pictures in one request")
+    files: list[bytes | ServiceError] = list(islice(_split(data, int(length)), received.settings.max_images + 1))
+    if len(files) > received.settings.max_images:
+        raise BadParameter(f"at most {received.settings.max_images} pictures in one request")
     _fits(tensor, len(files))
     return asked, files
 

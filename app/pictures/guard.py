@@ -1,7 +1,7 @@
 """Decodes every picture in a few guarded processes (`app.pictures.decoder`), so that none costs more than it may.
 
 A picture first gets a little time and memory, which all but a few in a thousand photographs never use up. One that
-does is dear: it goes on while nothing else waits, but when others do, all dear ones but one are ended and begin
+does is costly: it goes on while nothing else waits, but when others do, all costly ones but one are ended and begin
 again when it is quiet. So pictures that take long, whatever makes them so, hold up only each other.
 Whose fault an end is, the kernel tells: a process out of its CPU time, or a decoder that crashed, is the picture's
 doing; anything else is ours, is tried once more, and then says so. Everything here runs in the event loop.
@@ -55,7 +55,7 @@ logger = logging.getLogger("app.guard")
 
 ROOT = Path(__file__).parents[2]  # where `app` is imported from
 MEBIBYTE = 2**20
-QUICK, QUICK_PER_BYTE = 0.1, 20e-9  # seconds of CPU after which a picture is dear
+QUICK, QUICK_PER_BYTE = 0.1, 20e-9  # seconds of CPU after which a picture is costly
 QUICK_SHARE = 4  # of the memory that a picture may take it has a quarter at first; one at a time may have all
 SECONDS_PER_BYTE = 50e-9  # smaller files first: one of 20 MB lets those of the second after it pass
 PICTURES = 1000  # after which a worker is replaced
@@ -82,7 +82,7 @@ class Job:
 
     data: bytes
     future: asyncio.Future[Decoded]
-    dear: bool = False  # used up what a picture gets at first
+    costly: bool = False  # used up what a picture gets at first
     large: bool = False  # needs more memory than that
     failures: int = 0  # of ours
 
@@ -115,8 +115,8 @@ class Worker:
 class Guard:
     """The processes, and what waits for them.
 
-    workers: how many decode at once, 2 or more: one of them may be busy with something dear. max_bytes: of a
-    file. seconds, memory_mb: of CPU and of memory, for one picture. max_dear: how many dear ones may wait.
+    workers: how many decode at once, 2 or more: one of them may be busy with something costly. max_bytes: of a
+    file. seconds, memory_mb: of CPU and of memory, for one picture. max_costly: how many costly ones may wait.
     """
 
     preprocess: PreprocessConfig
@@ -126,7 +126,7 @@ class Guard:
     max_pixels: int
     seconds: float
     memory_mb: int
-    max_dear: int
+    max_costly: int
     ready: bool = False  # whether pictures can be decoded
     _process: subprocess.Popen[bytes] | None = None  # that forks
     _control: socket.socket | None = None
@@ -136,7 +136,7 @@ class Guard:
     _forking: deque[Worker] = field(default_factory=deque)
     _reaping: dict[int, Worker] = field(default_factory=dict)
     _fresh: list[tuple[float, int, Job]] = field(default_factory=list)  # a heap
-    _dear: deque[Job] = field(default_factory=deque)
+    _costly: deque[Job] = field(default_factory=deque)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _failed_starts: int = 0
     _started: asyncio.Future[None] | None = None
@@ -162,23 +162,23 @@ class Guard:
         self._stopping, self.ready = True, False
         if self._timer:
             self._timer.cancel()
-        jobs = [job for _, _, job in self._fresh] + list(self._dear)
+        jobs = [job for _, _, job in self._fresh] + list(self._costly)
         self._fresh.clear()
-        self._dear.clear()
-        for job in jobs + self._abandon():
+        self._costly.clear()
+        for job in jobs + self._kill_all():
             _fail(job, DecoderFailed("the service is stopping"))
 
     async def read(self, data: bytes) -> Decoded:
         """The pixels of a picture; raises what `of_image` makes of `images.read`, `Overloaded` or `DecoderFailed`.
 
-        A cancelled caller's picture is not begun any more, and ended if it is dear.
+        A cancelled caller's picture is not begun any more, and ended if it is costly.
         """
         if not self.ready:
             self.metrics.rejected.labels("decoder_failed").inc()
             raise DecoderFailed("pictures cannot be decoded now")
         job = Job(data, asyncio.get_running_loop().create_future())
         self._push(job)
-        self._fill()
+        self._dispatch()
         try:
             return await job.future
         finally:
@@ -191,44 +191,44 @@ class Guard:
         heapq.heappush(self._fresh, (key, next(self._numbers), job))
 
     def _defer(self, job: Job, first: bool = False) -> None:
-        """Let a dear picture wait for its turn, `first` if it has had a part of it."""
-        job.dear = True
-        self._dear = deque(other for other in self._dear if other.wanted)
-        if len(self._dear) >= self.max_dear:
+        """Let a costly picture wait for its turn, `first` if it has had a part of it."""
+        job.costly = True
+        self._costly = deque(other for other in self._costly if other.wanted)
+        if len(self._costly) >= self.max_costly:
             self.metrics.rejected.labels("dear_pictures").inc()
             _fail(job, Overloaded("too many pictures that take long are waiting already"))
         elif first:
-            self._dear.appendleft(job)
+            self._costly.appendleft(job)
         else:
-            self._dear.append(job)
+            self._costly.append(job)
 
-    def _fill(self) -> None:
+    def _dispatch(self) -> None:
         """Give idle workers something to do, and make some idle if there are none for what should be quick."""
         while idle := next((w for w in self._running if w.job is None and w.pid and not w.ended), None):
-            job = self._next()
+            job = self._next_job()
             if job is None:
                 return
-            self._begin(idle, job)
+            self._assign(idle, job)
         while self._fresh and not self._fresh[0][2].wanted:
             heapq.heappop(self._fresh)
         coming = self.workers - sum(1 for w in self._running if w.pid and not w.ended)
-        dear = sorted((w for w in self._running if w.job and w.job.dear and not w.ended), key=lambda w: -w.begun)
-        for worker in dear[: min(len(self._fresh) - coming, len(dear) - 1)] if len(self._fresh) > coming else ():
+        costly = sorted((w for w in self._running if w.job and w.job.costly and not w.ended), key=lambda w: -w.begun)
+        for worker in costly[: min(len(self._fresh) - coming, len(costly) - 1)] if len(self._fresh) > coming else ():
             self._end(worker, "preempted")
 
-    def _next(self) -> Job | None:
+    def _next_job(self) -> Job | None:
         while self._fresh:
             _, _, job = heapq.heappop(self._fresh)
             if job.wanted:
                 return job
         busy = any(worker.job and worker.job.large for worker in self._running)
-        for job in [job for job in self._dear if job.wanted]:
+        for job in [job for job in self._costly if job.wanted]:
             if not (job.large and busy):
-                self._dear.remove(job)
+                self._costly.remove(job)
                 return job
         return None
 
-    def _begin(self, worker: Worker, job: Job) -> None:
+    def _assign(self, worker: Worker, job: Job) -> None:
         worker.job, worker.begun, worker.cpu = job, time.monotonic(), worker.cpu_seconds()
         worker.served += 1
         worker.shared[: len(job.data)] = job.data
@@ -236,30 +236,30 @@ class Guard:
         try:
             worker.channel.send(REQUEST.pack(len(job.data), memory))
         except OSError:
-            self._never_began(worker)
+            self._requeue(worker)
             return
-        worker.timer = asyncio.get_running_loop().call_later(QUICK, self._look, worker)
+        worker.timer = asyncio.get_running_loop().call_later(QUICK, self._check_progress, worker)
 
-    def _look(self, worker: Worker) -> None:
+    def _check_progress(self, worker: Worker) -> None:
         """See how far a picture is that has not been quick."""
         if worker.ended or worker.job is None:
             return
         used, quick = worker.cpu_seconds() - worker.cpu, QUICK + QUICK_PER_BYTE * len(worker.job.data)
         if used >= quick:
-            worker.job.dear = True
+            worker.job.costly = True
         if time.monotonic() - worker.begun > PATIENCE * self.seconds:
             self._end(worker, "slow")
-        elif worker.job.dear and not worker.job.wanted:
+        elif worker.job.costly and not worker.job.wanted:
             self._end(worker, "unwanted")
         else:
-            wait = QUICK if worker.job.dear else max(quick - used, 0.01)
-            worker.timer = asyncio.get_running_loop().call_later(wait, self._look, worker)
-            if worker.job.dear:
-                self._fill()
+            wait = QUICK if worker.job.costly else max(quick - used, 0.01)
+            worker.timer = asyncio.get_running_loop().call_later(wait, self._check_progress, worker)
+            if worker.job.costly:
+                self._dispatch()
 
     # --- the workers -----------------------------------------------------------------------------
 
-    def _staff(self) -> None:
+    def _fork_workers(self) -> None:
         """Have workers forked until there are enough."""
         while not self._stopping and self._control and len(self._running) < self.workers:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -284,36 +284,36 @@ class Guard:
         worker.ended = reason
         _kill(worker.pid)
 
-    def _answered(self, worker: Worker) -> None:
+    def _on_reply(self, worker: Worker) -> None:
         try:
             reply = worker.channel.recv(MAX_MESSAGE)
         except OSError as error:
             # A reset is the kernel's word for a request that nobody has read.
             if isinstance(error, ConnectionResetError) and worker.job and not worker.ended:
-                self._never_began(worker)
-                self._fill()
+                self._requeue(worker)
+                self._dispatch()
                 return
             reply = b""
         if len(reply) < REPLY.size or worker.job is None or worker.ended:
-            self._died(worker)
+            self._replace(worker)
             return
         job, worker.job = worker.job, None
         if worker.timer:
             worker.timer.cancel()
         try:
-            self._settle(worker, job, reply)
+            self._complete(worker, job, reply)
         except (struct.error, ValueError, LookupError) as error:  # no answer of ours: do not trust it any more
             logger.error("a decoder answered nonsense: %r", error)
             self._retry(job, "nonsense")
             worker.served = PICTURES
         if len(job.data) > MEBIBYTE:
             worker.shared.madvise(mmap.MADV_REMOVE)
-        if job.dear or worker.served >= PICTURES:
+        if job.costly or worker.served >= PICTURES:
             self._end(worker, "replaced")  # it may hold much
-            self._died(worker)
-        self._fill()
+            self._replace(worker)
+        self._dispatch()
 
-    def _settle(self, worker: Worker, job: Job, reply: bytes) -> None:
+    def _complete(self, worker: Worker, job: Job, reply: bytes) -> None:
         outcome, format, width, height, seconds, decorative = REPLY.unpack_from(reply)
         if outcome == DONE:
             side = self.preprocess.size
@@ -334,27 +334,27 @@ class Guard:
             return
         _fail(job, error)
 
-    def _died(self, worker: Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """The process has ended, or is ending; how, its status will tell."""
-        self._forget(worker)
+        self._close(worker)
         if worker.pid and self._control:
             _kill(worker.pid)  # were it to go on without its channel, reaping it would never end
             self._reaping[worker.pid] = worker
             self._command(REAP, worker.pid)
         elif worker.job:
             self._retry(worker.job, "lost")
-        self._staff()
+        self._fork_workers()
 
-    def _never_began(self, worker: Worker) -> None:
+    def _requeue(self, worker: Worker) -> None:
         """It has ended while it was idle: its picture never came to a decoder, and is for another."""
         job, worker.job = worker.job, None
-        self._died(worker)
-        if job and job.dear:
+        self._replace(worker)
+        if job and job.costly:
             self._defer(job, first=True)
         elif job:
             self._push(job)
 
-    def _forget(self, worker: Worker) -> None:
+    def _close(self, worker: Worker) -> None:
         if worker in self._running:
             self._running.remove(worker)
         if worker.timer:
@@ -363,7 +363,7 @@ class Guard:
         worker.channel.close()
         worker.shared.close()
 
-    def _reaped(self, worker: Worker, status: int) -> None:
+    def _on_exit(self, worker: Worker, status: int) -> None:
         job, number = worker.job, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         reason = worker.ended or ("time" if number == signal.SIGPROF else "crash" if number in CRASHES else "killed")
         self.metrics.decoders_ended.labels(reason).inc()
@@ -384,7 +384,7 @@ class Guard:
         else:
             logger.error("a decoder ended (%s, status %d)", reason, status)
             self._retry(job, reason)
-        self._fill()
+        self._dispatch()
 
     def _retry(self, job: Job, reason: str) -> None:
         """What failed on our side is tried once more, alone with its like."""
@@ -434,48 +434,48 @@ class Guard:
             theirs.close()
         ours.setblocking(False)
         self._control = ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._reported)
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._on_report)
 
     def _command(self, what: int, pid: int) -> None:
         assert self._control is not None
         with suppress(OSError):  # it may just have ended; reading its socket tells
             self._control.send(COMMAND.pack(what, pid))
 
-    def _reported(self) -> None:
+    def _on_report(self) -> None:
         assert self._control is not None
         try:
             report = self._control.recv(REPORT.size)
         except OSError:
             report = b""
         if len(report) < REPORT.size:
-            self._lost()
+            self._on_forker_exit()
             return
         what, pid, status = REPORT.unpack(report)
         if what == READY:
             self.ready = self._warm = True
             self._failed_starts = 0
-            self._staff()
+            self._fork_workers()
         elif what == REAP:
-            self._reaped(self._reaping.pop(pid), status)
+            self._on_exit(self._reaping.pop(pid), status)
         elif pid < 0:
             worker = self._forking.popleft()
             logger.error("a process that decodes pictures cannot be forked")
-            self._forget(worker)
-            self._timer = asyncio.get_running_loop().call_later(1, self._staff)
+            self._close(worker)
+            self._timer = asyncio.get_running_loop().call_later(1, self._fork_workers)
             if not self._running:
-                self._tell(DecoderFailed("the processes that decode pictures cannot be started"))
+                self._fail_waiting(DecoderFailed("the processes that decode pictures cannot be started"))
         else:
             worker = self._forking.popleft()
             worker.pid = pid
-            asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._answered, worker)
+            asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._on_reply, worker)
             if self._started and not self._started.done():
                 self._started.set_result(None)
-            self._fill()
+            self._dispatch()
 
-    def _lost(self) -> None:
+    def _on_forker_exit(self) -> None:
         """The process that forks has ended, and its workers with it: start another."""
         was_warm, self._warm = self._warm, False
-        jobs = self._abandon()
+        jobs = self._kill_all()
         if self._stopping:
             return
         self.metrics.decoders_ended.labels("lost").inc()
@@ -489,26 +489,26 @@ class Guard:
     def _start_failed(self) -> None:
         """Try again later; what waits is told."""
         self.ready = False
-        self._tell(DecoderFailed("the processes that decode pictures cannot be started"))
+        self._fail_waiting(DecoderFailed("the processes that decode pictures cannot be started"))
         if not self._stopping:
             self._failed_starts += 1
             self._timer = asyncio.get_running_loop().call_later(min(2**self._failed_starts, 60), self._launch)
 
-    def _tell(self, error: DecoderFailed) -> None:
+    def _fail_waiting(self, error: DecoderFailed) -> None:
         """Fail all that waits, and the start."""
         if self._started and not self._started.done():
             self._started.set_exception(error)
-        for job in [job for _, _, job in self._fresh] + list(self._dear):
+        for job in [job for _, _, job in self._fresh] + list(self._costly):
             self.metrics.rejected.labels("decoder_failed").inc()
             _fail(job, error)
         self._fresh.clear()
-        self._dear.clear()
+        self._costly.clear()
 
-    def _abandon(self) -> list[Job]:
+    def _kill_all(self) -> list[Job]:
         """End the process that forks and so all workers; what they were at."""
         workers = [*self._running, *self._reaping.values()]
         for worker in list(self._running):
-            self._forget(worker)
+            self._close(worker)
         self._reaping.clear()
         self._forking.clear()
         if self._control:

@@ -16,7 +16,7 @@ from app.schemas import CaptionParams
 
 ENVELOPE = 64 * 1024  # bytes that a form may hold besides its files
 ONE, MANY = ("image", "file"), ("images", "files")  # names of form fields; the first is the documented one
-Take = Callable[[int], None]
+Reserve = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class UploadMemory:
         self.used = 0
 
     @contextmanager
-    def hold(self) -> Iterator[Take]:
+    def hold(self) -> Iterator[Reserve]:
         """A function that takes bytes for one request, all given back at the end; raises `Overloaded`."""
         held = 0
 
-        def take(count: int) -> None:
+        def reserve(count: int) -> None:
             nonlocal held
             if self.used + count > self.limit:
                 self.rejected.labels("upload_memory").inc()
@@ -57,7 +57,7 @@ class UploadMemory:
             self.gauge.inc(count)
 
         try:
-            yield take
+            yield reserve
         finally:
             self.used -= held
             self.gauge.dec(held)
@@ -76,7 +76,7 @@ class Pace:
         return min(quiet, started + self.silence + received / self.rate) if self.rate else quiet
 
 
-async def read_image(request: Request, limit: int, pace: Pace, take: Take) -> Form:
+async def read_image(request: Request, limit: int, pace: Pace, reserve: Reserve) -> Form:
     """The one picture of `request`: the form field `image` or `file`, or the body itself, whatever its type says.
 
     limit: bytes of the file.
@@ -84,18 +84,18 @@ async def read_image(request: Request, limit: int, pace: Pace, take: Take) -> Fo
     """
     type = media_type(request)
     if type == "multipart/form-data":
-        return await _read_form(request, ONE, 1, limit, pace, take)
+        return await _read_form(request, ONE, 1, limit, pace, reserve)
     if type.startswith("multipart/"):
         raise UnsupportedMedia("send the picture as the field 'image' of multipart/form-data, or as the body itself")
     # curl calls any body a form, others call it nothing: its first bytes say what it is.
-    return Form([Upload("", b"".join([chunk async for chunk in stream(request, limit, pace, take)]))], {})
+    return Form([Upload("", b"".join([chunk async for chunk in stream(request, limit, pace, reserve)]))], {})
 
 
-async def read_images(request: Request, count: int, limit: int, pace: Pace, take: Take) -> Form:
+async def read_images(request: Request, count: int, limit: int, pace: Pace, reserve: Reserve) -> Form:
     """The pictures of the form field `images`: at most `count`, at most `limit` bytes in all; else as `read_image`."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("send the pictures as fields 'images' of multipart/form-data, or in JSON")
-    return await _read_form(request, MANY, count, limit, pace, take)
+    return await _read_form(request, MANY, count, limit, pace, reserve)
 
 
 def media_type(request: Request) -> str:
@@ -103,8 +103,10 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read_form(request: Request, names: tuple[str, ...], count: int, limit: int, pace: Pace, take: Take) -> Form:
-    body = stream(request, limit + ENVELOPE, pace, take)
+async def _read_form(
+    request: Request, names: tuple[str, ...], count: int, limit: int, pace: Pace, reserve: Reserve
+) -> Form:
+    body = stream(request, limit + ENVELOPE, pace, reserve)
     parts = await read_form(request.headers["content-type"], body, count + len(CaptionParams.model_fields))
     fields = {
         part.name: part.data.decode(errors="replace")
@@ -127,7 +129,7 @@ async def _read_form(request: Request, names: tuple[str, ...], count: int, limit
     return Form([Upload(part.filename or "", bytes(part.data)) for part in parts], fields)
 
 
-async def stream(request: Request, limit: int, pace: Pace, take: Take) -> AsyncGenerator[bytes, None]:
+async def stream(request: Request, limit: int, pace: Pace, reserve: Reserve) -> AsyncGenerator[bytes, None]:
     """The body's chunks; stops reading at the first byte too many, or once it comes too slowly."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
@@ -150,5 +152,5 @@ async def stream(request: Request, limit: int, pace: Pace, take: Take) -> AsyncG
         received += len(chunk)
         if received > limit:
             raise TooLarge(f"the body is larger than {limit} bytes")
-        take(len(chunk))
+        reserve(len(chunk))
         yield chunk

@@ -70,17 +70,17 @@ _MANY = {
 )
 async def caption(request: Request, params: Params) -> CaptionResponse:
     """Caption one picture: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF; of an animation, its first frame."""
-    with incoming(request) as came:
-        if came.is_json:
-            body = await came.json()
+    with incoming(request) as received:
+        if received.is_json:
+            body = await received.json()
             given = dict(body.value)
-            data = await came.picture(body, _string(given, "image"))
+            data = await received.picture(body, _string(given, "image"))
             params = parameters(given, params)
         else:
-            form = await came.image()
+            form = await received.image()
             data = form.files[0].data
             params = parameters(form.fields, params, strict=False)
-        return await came.caption_one(data, params)
+        return await received.caption_one(data, params)
 
 
 @router.post(
@@ -93,25 +93,25 @@ async def captions(request: Request, params: Params) -> Response:
     """Caption several pictures: each gets its captions or its own error, in the order they were sent."""
     state = request.state
     with ExitStack() as stack:
-        came = stack.enter_context(incoming(request))
-        if came.is_json:
-            body = await came.json(came.settings.max_batch_bytes)
+        received = stack.enter_context(incoming(request))
+        if received.is_json:
+            body = await received.json(received.settings.max_batch_bytes)
             given = dict(body.value)
-            files: list[bytes | ServiceError] = await came.pictures(body, _strings(given, "images"))
+            files: list[bytes | ServiceError] = await received.pictures(body, _strings(given, "images"))
             names = [""] * len(files)
             params = parameters(given, params)
         else:
-            form = await came.images()
+            form = await received.images()
             files = [file.data for file in form.files]
             names = [file.filename for file in form.files]
             params = parameters(form.fields, params, strict=False)
         if _wants_lines(request):
-            stack.enter_context(came.service.batcher.admit(len(files)))
-            return Lines(_lines(came, files, names, params), stack.pop_all())
-        answers = await came.caption(files, params)
+            stack.enter_context(received.service.batcher.admit(len(files)))
+            return Lines(_lines(received, files, names, params), stack.pop_all())
+        answers = await received.caption(files, params)
     results = [_result(name, answer, state.request_id) for name, answer in zip(names, answers, strict=True)]
     # Reasons for thousands of words are megabytes: a picture at a time, so that others' requests go on in between.
-    parts = [await came.service.aside(_json, result, large=params.explain) for result in results]
+    parts = [await received.service.offload(_json, result, large=params.explain) for result in results]
     rest = CaptionsResponse(results=[], request_id=state.request_id).model_dump_json().encode()
     return Response(rest.replace(b"[]", b"[" + b",".join(parts) + b"]", 1), media_type="application/json")
 
@@ -132,14 +132,14 @@ class Lines(StreamingResponse):
 
 
 async def _lines(
-    came: Incoming, files: Sequence[bytes | ServiceError], names: Sequence[str], params: CaptionParams
+    received: Incoming, files: Sequence[bytes | ServiceError], names: Sequence[str], params: CaptionParams
 ) -> AsyncIterator[bytes]:
-    answers = came.caption_as_ready(files, params)
+    answers = received.caption_as_ready(files, params)
     async with aclosing(answers):
         async for index, answer in answers:
-            result = _result(names[index], answer, came.request.state.request_id)
+            result = _result(names[index], answer, received.request.state.request_id)
             line = Line(index=index, **dict(result))
-            yield await came.service.aside(_json, line, large=params.explain) + b"\n"
+            yield await received.service.offload(_json, line, large=params.explain) + b"\n"
 
 
 def _wants_lines(request: Request) -> bool:

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from app.errors import PROBLEM_TYPE, BadParameter, ServiceError, let_go, problem
+from app.errors import PROBLEM_TYPE, BadParameter, ServiceError, clear_frames, problem
 
 MEANING = {
     400: "The request or its form cannot be read.",
@@ -47,7 +47,7 @@ def install(app: FastAPI) -> None:
 
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    let_go(error)
+    clear_frames(error)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

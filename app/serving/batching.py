@@ -27,7 +27,7 @@ from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
 from model.caption import Caption
 from model.config import SearchConfig
-from model.runtime.cpu import own_cpus, stay_on
+from model.runtime.cpu import own_cpus, pin_thread
 from model.runtime.engine import CaptionEngine, Lane, Regions
 
 logger = logging.getLogger("app.batching")
@@ -51,7 +51,7 @@ class Item:
     """One picture on its way through the engine."""
 
     pixels: NDArray[np.uint8]  # (size, size, 3)
-    search: SearchConfig
+    search_config: SearchConfig
     explain: bool
     future: asyncio.Future[Answer]
     since: float = field(default_factory=time.perf_counter)  # when it began to wait for its present stage
@@ -65,10 +65,10 @@ class Item:
     @property
     def group_key(self) -> tuple[SearchConfig, bool]:
         """What pictures that are searched together have in common."""
-        return self.search, self.explain
+        return self.search_config, self.explain
 
 
-Line = deque[Item]  # the waiting pictures of one request
+RequestQueue = deque[Item]  # the waiting pictures of one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Batcher:
         self.queue_size = queue_size
         self.batch_wait = batch_wait  # seconds
         self.admitted = 0  # pictures accepted and not yet answered
-        self._lines: deque[Line] = deque()  # those that are not empty, each once
+        self._request_queues: deque[RequestQueue] = deque()  # those that are not empty, each once
         self._busy: dict[Lane, float] = {}  # since when
         self._condition = threading.Condition()  # guards all that, and wakes lanes that are free
         self._seconds_per_picture = 0.0  # smoothed, for Retry-After
@@ -152,20 +152,24 @@ class Batcher:
             raise Overloaded(f"{self.admitted} pictures are waiting already", retry_after=min(max(wait, 1), 60))
 
     async def submit(
-        self, pixels: NDArray[np.uint8], search: SearchConfig, explain: bool, line: Line | None = None
+        self,
+        pixels: NDArray[np.uint8],
+        search_config: SearchConfig,
+        explain: bool,
+        request_queue: RequestQueue | None = None,
     ) -> Answer:
         """Caption one picture, (size, size, 3); raises `InferenceFailed` if the engine cannot.
 
-        line: the queue of the picture's request, if it has others: requests take turns, so one with
+        request_queue: the queue of the picture's request, if it has others: requests take turns, so one with
             many pictures does not hold up those with one.
         A cancelled caller's picture leaves the queue without entering a batch.
         """
-        line = deque() if line is None else line
-        item = Item(pixels, search, explain, self._loop.create_future())
+        request_queue = deque() if request_queue is None else request_queue
+        item = Item(pixels, search_config, explain, self._loop.create_future())
         with self._condition:
-            line.append(item)
-            if len(line) == 1:
-                self._lines.append(line)
+            request_queue.append(item)
+            if len(request_queue) == 1:
+                self._request_queues.append(request_queue)
             self._condition.notify()
         return await item.future
 
@@ -192,7 +196,7 @@ class Batcher:
         while work := self._wait(lane):
             batch, share, whole_device = work
             if place != (place := all_cpus if whole_device else own_cpu):
-                stay_on(place)
+                pin_thread(place)
             try:
                 self._caption(lane, self.engine if whole_device else lane, batch, share)
             except Exception:
@@ -228,16 +232,16 @@ class Batcher:
 
     @property
     def _waiting(self) -> int:
-        return sum(map(len, self._lines))
+        return sum(map(len, self._request_queues))
 
     def _dequeue(self, count: int) -> list[Item]:
         """Up to `count` of the pictures that wait, one of each request in turn, the longest waiting request first."""
         batch: list[Item] = []
-        while self._lines and len(batch) < count:
-            line = self._lines.popleft()
-            item = line.popleft()
-            if line:
-                self._lines.append(line)
+        while self._request_queues and len(batch) < count:
+            request_queue = self._request_queues.popleft()
+            item = request_queue.popleft()
+            if request_queue:
+                self._request_queues.append(request_queue)
             if item.wanted:
                 batch.append(item)
         return batch
@@ -256,7 +260,7 @@ class Batcher:
         for one in encoded:
             groups.setdefault(one.item.group_key, []).append(one)
         for group in groups.values():
-            self._search(lane, [one for one in group if one.item.wanted])
+            self._generate(lane, [one for one in group if one.item.wanted])
 
     def _encode(self, encoder: Lane, batch: list[Item]) -> list[Encoded]:
         """Those that can be; the callers of the others are told."""
@@ -271,7 +275,7 @@ class Batcher:
             item.since = start + seconds
         return [Encoded(item, regions, row, seconds) for row, item in enumerate(batch)]
 
-    def _search(self, lane: Lane, group: list[Encoded]) -> None:
+    def _generate(self, lane: Lane, group: list[Encoded]) -> None:
         """Search for the captions of pictures that all want the same, and answer."""
         if not group:
             return
@@ -285,7 +289,7 @@ class Batcher:
             retried = self._one_by_one(batch, error)
             for one in group:
                 if one.item in retried:
-                    self._search(lane, [one])
+                    self._generate(lane, [one])
             return
         seconds = time.perf_counter() - start
         self.metrics.batch_size.observe(len(batch))

@@ -116,7 +116,7 @@ class Protocol(HttpToolsProtocol):
                 )
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser; a wish to upgrade is ignored, as HTTP lets a server do (RFC 9110, 7.8).
+        """Feed the parser; a request to upgrade is ignored, as HTTP lets a server do (RFC 9110, 7.8).
 
         httptools ends a message that has one after its headers, whatever body follows. So such headers are
         parsed again without it, and the body as what it is.

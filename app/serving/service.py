@@ -13,12 +13,12 @@ from starlette.requests import Request
 
 from app import tracing
 from app.alt import alt_text
-from app.errors import BadParameter, ClientGone, DeadlineExceeded, ServiceError, TooLarge, let_go
+from app.errors import BadParameter, ClientGone, DeadlineExceeded, ServiceError, TooLarge, clear_frames
 from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
 from app.pictures.uploads import UploadMemory
 from app.schemas import CaptionParams, CaptionResponse, ImageOut, ModelRef, captions_out, tags_out, timing
-from app.serving.batching import Answer, Batcher, Line
+from app.serving.batching import Answer, Batcher, RequestQueue
 from app.settings import Settings
 from model.config import SearchConfig
 from model.errors import ConfigError
@@ -48,7 +48,7 @@ class CaptionService:
             queue_size=settings.queue_size,
             batch_wait=settings.batch_wait,
         )
-        self.upload_memory = UploadMemory(int(settings.upload_memory_mb * 1e6), metrics.upload_bytes, metrics.rejected)
+        self.upload_memory = UploadMemory(settings.upload_memory_bytes, metrics.upload_bytes, metrics.rejected)
         self.fetcher: Fetcher | None = None
         if settings.fetch_hosts:
             from app.fetch import Fetcher
@@ -63,7 +63,7 @@ class CaptionService:
             max_pixels=settings.max_pixels,
             seconds=settings.decode_seconds,
             memory_mb=settings.decode_memory_mb,
-            max_dear=max(settings.queue_size // 2, 1),
+            max_costly=max(settings.queue_size // 2, 1),
         )
         # One: more would only wait for the interpreter, and the event loop with them.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -90,9 +90,9 @@ class CaptionService:
 
         started: when the request arrived, by `time.perf_counter`. The batcher must have admitted the files.
         """
-        search = self._search(params)
-        line: Line = deque()
-        work = [self._caption(data, params, search, request_id, started, line) for data in files]
+        search_config = self._search_config(params)
+        request_queue: RequestQueue = deque()
+        work = [self._caption(data, params, search_config, request_id, started, request_queue) for data in files]
         try:
             async with asyncio.timeout(self.settings.deadline):
                 if len(work) == 1:  # the usual case, without the cost of a task
@@ -107,9 +107,9 @@ class CaptionService:
         self, files: Sequence[bytes], params: CaptionParams, request_id: str, started: float
     ) -> AsyncGenerator[tuple[int, CaptionResponse | ServiceError]]:
         """As `caption`, but each file's number and answer as soon as it is there; late ones get `DeadlineExceeded`."""
-        line: Line = deque()
-        search = self._search(params)
-        work = [self._caption(data, params, search, request_id, started, line) for data in files]
+        request_queue: RequestQueue = deque()
+        search_config = self._search_config(params)
+        work = [self._caption(data, params, search_config, request_id, started, request_queue) for data in files]
         numbers = {asyncio.ensure_future(one): n for n, one in enumerate(work)}
         end = time.perf_counter() + self.settings.deadline
         pending = set(numbers)
@@ -132,14 +132,14 @@ class CaptionService:
         self,
         data: bytes,
         params: CaptionParams,
-        search: SearchConfig,
+        search_config: SearchConfig,
         request_id: str,
         started: float,
-        line: Line,
+        request_queue: RequestQueue,
     ) -> CaptionResponse | ServiceError:
         try:
             decoded, waited = await self._decode(data)
-            answer = await self.batcher.submit(decoded.pixels, search, params.explain, line)
+            answer = await self.batcher.submit(decoded.pixels, search_config, params.explain, request_queue)
         except ServiceError as error:
             return error
         self.metrics.pictures.labels(decoded.format).inc()
@@ -147,20 +147,20 @@ class CaptionService:
             queue = waited + answer.queue
             stages = {"decode": decoded.seconds, "queue": queue, "encode": answer.encode, "generate": answer.generate}
             self.tracer.stages(span, stages, {"image.format": decoded.format})
-        return await self.aside(
+        return await self.offload(
             self._response, decoded, waited, answer, params, request_id, started, large=params.explain
         )
 
-    def _search(self, params: CaptionParams) -> SearchConfig:
+    def _search_config(self, params: CaptionParams) -> SearchConfig:
         """How to search; raises `BadParameter` for parameters that no caption of this model can keep to."""
         try:
-            search = params.search(self.engine.config.search)
-            self.engine.constraints(search)
+            search_config = params.search_config(self.engine.config.search)
+            self.engine.constraints(search_config)
         except ConfigError as error:
             raise BadParameter(str(error)) from error
-        return search
+        return search_config
 
-    async def aside(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:
+    async def offload(self, make: Callable[[Unpack[Ts]], T], *arguments: *Ts, large: bool) -> T:
         """What `make` returns; if it is large it is made in a thread, where it holds up nobody."""
         if not large:
             return make(*arguments)
@@ -210,7 +210,7 @@ def open_engine(settings: Settings) -> CaptionEngine:
     return load_engine(settings.model, settings.device, settings.engine, settings.threads)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, cancelled with `ClientGone` when the client hangs up; its body must have been read."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
@@ -225,9 +225,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((task, gone))
         for ended in (task, gone):
             try:
-                let_go(ended.exception())
+                clear_frames(ended.exception())
             except asyncio.CancelledError as cancelled:
-                let_go(cancelled)
+                clear_frames(cancelled)
 
 
 async def _gone(request: Request) -> None:

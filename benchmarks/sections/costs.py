@@ -41,7 +41,9 @@ def run(subject: Subject) -> dict[str, list[dict[str, Any]]]:
 
     return {
         "size": table("size", {name: partial(from_file, data) for name, data in files.items()}),
-        "beam": table("beam", {beam: partial(caption, one, search) for beam, search in beams.items()}),
-        "length": table("words", {n: partial(generate, regions, search) for n, search in lengths.items()}),
+        "beam": table("beam", {beam: partial(caption, one, search_config) for beam, search_config in beams.items()}),
+        "length": table(
+            "words", {n: partial(generate, regions, search_config) for n, search_config in lengths.items()}
+        ),
         "batch": table("batch", {n: partial(subject.caption, pixels) for n, pixels in batches.items()}, int),
     }

@@ -52,7 +52,7 @@ def multiplies_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
 
 
-def stay_on(cpus: Iterable[int]) -> None:
+def pin_thread(cpus: Iterable[int]) -> None:
     """Let the calling thread run nowhere else."""
     with suppress(OSError):  # forbidden, or a CPU that was taken away: then it runs where it may
         os.sched_setaffinity(0, cpus)

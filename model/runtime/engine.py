@@ -49,11 +49,11 @@ class Lane(ABC):
 
     @abstractmethod
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
-        """For each picture its captions, best first: distinct, `search.num_captions` of them.
+        """For each picture its captions, best first: distinct, `search_config.num_captions` of them.
 
-        `search` defaults to the checkpoint's own. `explain` fills `Token.explanation` and changes
+        `search_config` defaults to the checkpoint's own. `explain` fills `Token.explanation` and changes
         nothing else.
         """
 
@@ -80,27 +80,29 @@ class CaptionEngine(Lane):
         """(B, G): how likely each of `config.tags` is among the words that people use of a picture; G may be 0."""
         return np.zeros((len(regions), 0), np.float32)
 
-    def constraints(self, search: SearchConfig) -> Constraints:
-        """The words of `search` as tokens; raises `ConfigError` for words that the model does not know."""
-        return Constraints.of(search, self.vocabulary) if search.avoid or search.start_with else FREE
+    def constraints(self, search_config: SearchConfig) -> Constraints:
+        """The words of `search_config` as tokens; raises `ConfigError` for words that the model does not know."""
+        return (
+            Constraints.of(search_config, self.vocabulary) if search_config.avoid or search_config.start_with else FREE
+        )
 
-    def candidates(self, search: SearchConfig) -> SearchConfig:
-        """The search to run for what `search` asks: all the hypotheses of its beam, where they are ranked anew."""
-        if self.reranker is None or search.strategy != "beam":
-            return search
-        return replace(search, num_captions=live_hypotheses(search))
+    def candidates(self, search_config: SearchConfig) -> SearchConfig:
+        """The search to run for `search_config`: all the hypotheses of its beam, where they are ranked anew."""
+        if self.reranker is None or search_config.strategy != "beam":
+            return search_config
+        return replace(search_config, num_captions=live_hypotheses(search_config))
 
     def ranked(
         self,
         found: Sequence[Sequence[Hypothesis]],
         feature: NDArray[np.float32],
         tags: NDArray[np.float32],
-        search: SearchConfig,
+        search_config: SearchConfig,
     ) -> list[list[Hypothesis]]:
-        """Of each picture's candidates those that `search` asks for, best first. feature: (B, d). tags: (B, G)."""
-        if self.reranker is not None and search.strategy == "beam":
+        """Of each picture's candidates those that are asked for, best first. feature: (B, d). tags: (B, G)."""
+        if self.reranker is not None and search_config.strategy == "beam":
             found = [self.reranker(mine, *seen) for mine, *seen in zip(found, feature, tags, strict=True)]
-        wanted = [list(mine[: search.num_captions]) for mine in found]
+        wanted = [list(mine[: search_config.num_captions]) for mine in found]
         if self.things is None:
             return wanted
         return [
@@ -118,13 +120,13 @@ class CaptionEngine(Lane):
         return preprocess.to_pixels(image, self.config.preprocess)
 
     def caption(
-        self, pixels: NDArray[np.uint8], search: SearchConfig | None = None, explain: bool = False
+        self, pixels: NDArray[np.uint8], search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         """`encode`, then `generate`."""
-        return self.generate(self.encode(pixels), search, explain)
+        return self.generate(self.encode(pixels), search_config, explain)
 
     def answers(
-        self, pixels: Sequence[NDArray[np.uint8]], search: SearchConfig | None = None, explain: bool = False
+        self, pixels: Sequence[NDArray[np.uint8]], search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[tuple[list[Caption], NDArray[np.float32]] | Exception]:
         """Captions and tags' probabilities (G,) of each picture, as `generate` and `tags` give them for a batch.
 
@@ -134,11 +136,11 @@ class CaptionEngine(Lane):
             return []
         try:
             regions = self.encode(np.stack(pixels))
-            return list(zip(self.generate(regions, search, explain), self.tags(regions), strict=True))
+            return list(zip(self.generate(regions, search_config, explain), self.tags(regions), strict=True))
         except Exception as error:
             if len(pixels) == 1:
                 return [error]
-            return [self.answers([one], search, explain)[0] for one in pixels]
+            return [self.answers([one], search_config, explain)[0] for one in pixels]
 
     def wants_review(self, caption: Caption) -> bool:
         """Whether a person should look at it, by the checkpoint's own measure."""

@@ -24,8 +24,7 @@ from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import Hypothesis, live_hypotheses
-from model.search import search as find
+from model.search import Hypothesis, find_hypotheses, live_hypotheses
 from model.vocabulary import START
 
 # The step graph comes twice: a step is bound by reading its weights, so with 8-bit weights (one scale a
@@ -134,29 +133,29 @@ class OpenVINOLane(Lane):
         return parts[0] if len(parts) == 1 else OpenVINORegions.join(parts)
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
-        return self.engine.captions(regions, self.find(regions, search), explain)
+        return self.engine.captions(regions, self.find(regions, search_config), explain)
 
-    def find(self, regions: OpenVINORegions, search: SearchConfig | None) -> list[list[Hypothesis]]:
+    def find(self, regions: OpenVINORegions, search_config: SearchConfig | None) -> list[list[Hypothesis]]:
         """The best hypotheses of each picture."""
-        wanted = search or self.engine.config.search
+        wanted = search_config or self.engine.config.search
         found = self._find(regions, self.engine.candidates(wanted))
         return self.engine.ranked(found, regions.feature, regions.tags, wanted)
 
-    def _find(self, regions: OpenVINORegions, search: SearchConfig) -> list[list[Hypothesis]]:
+    def _find(self, regions: OpenVINORegions, search_config: SearchConfig) -> list[list[Hypothesis]]:
         """What the search finds, in its own order; one with words to avoid or to start with goes step by step."""
-        constraints = self.engine.constraints(search)
-        whole_at_once = search.strategy == "beam" and constraints == FREE
+        constraints = self.engine.constraints(search_config)
+        whole_at_once = search_config.strategy == "beam" and constraints == FREE
         found: list[list[Hypothesis]] = []
         while len(found) < len(regions):
-            whole = self._search(len(regions) - len(found), search) if whole_at_once else None
+            whole = self._beam_search(len(regions) - len(found), search_config) if whole_at_once else None
             if whole is None:
                 rest = regions.select(range(len(found), len(regions)))
-                return found + find(OpenVINOStepper(self.step, rest), search, constraints)
+                return found + find_hypotheses(OpenVINOStepper(self.step, rest), search_config, constraints)
             some = slice(len(found), len(found) + whole.pictures)
-            found += whole.find(regions.select(some).memory, search)
+            found += whole.find(regions.select(some).memory, search_config)
         return found
 
     @cached_property
@@ -171,16 +170,16 @@ class OpenVINOLane(Lane):
         """Of the step graph."""
         return self.engine.compile_decoder(None)
 
-    def _search(self, pictures: int, search: SearchConfig) -> BeamSearch | None:
+    def _beam_search(self, pictures: int, search_config: SearchConfig) -> BeamSearch | None:
         """A graph for the whole search of the next few of so many pictures; None if there are enough others already.
 
         The checkpoint's own beam size always has its graphs.
         """
-        K, own = live_hypotheses(search), live_hypotheses(self.engine.config.search)
+        K, own = live_hypotheses(search_config), live_hypotheses(self.engine.config.search)
         others = sum(shape.hypotheses != own for shape in self._searches)
         room = own == K or others < MAX_OTHER_SEARCHES // len(self.engine.lanes)
         for size in (SEVERAL, 1) if pictures > SEVERAL / 2 else (1,):
-            shape = Shape(size, K, search.block_ngram)
+            shape = Shape(size, K, search_config.block_ngram)
             if shape not in self._searches and room:
                 self._searches[shape] = BeamSearch(self.engine.compile_decoder(shape), shape)
             if shape in self._searches:
@@ -275,13 +274,13 @@ class OpenVINOEngine(CaptionEngine):
         return OpenVINORegions.join(list(parts))
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, OpenVINORegions)
         if len(regions) == 1:
-            return self.lanes[0].generate(regions, search, explain)
+            return self.lanes[0].generate(regions, search_config, explain)
         shares = [regions.select(rows.tolist()) for rows in self._shares(len(regions))]
-        parts = self._pool.map(lambda lane, part: lane.find(part, search), self.lanes, shares)
+        parts = self._pool.map(lambda lane, part: lane.find(part, search_config), self.lanes, shares)
         return self.captions(regions, [found for part in parts for found in part], explain)
 
     def captions(self, regions: OpenVINORegions, found: list[list[Hypothesis]], explain: bool) -> list[list[Caption]]:

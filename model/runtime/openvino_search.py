@@ -16,7 +16,7 @@ import openvino.opset13 as op
 from numpy.typing import NDArray
 
 from model.config import MAX_LENGTH, SearchConfig
-from model.search import Hypothesis, considered
+from model.search import Hypothesis, candidate_count
 from model.vocabulary import END, PAD, START, UNKNOWN
 
 # Of each hypothesis: its words, exact in float32, and their log-probabilities, (2, T).
@@ -37,7 +37,7 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
 
     In: what the encoder graph gives that the step reads at every step; start (B, S), all layers' first state; limit and
     shortest, the most words of a caption and the fewest, 1 or more; length_penalty; wanted, how many captions have to
-    end; count, which is `considered(K)`.
+    end; count, which is `candidate_count(K)`.
     Out: scores (B, K), best first, -inf in an empty place, and captions (B, K, 2, T), padded with `PAD`.
     """
     B, K, block_ngram = shape
@@ -48,19 +48,19 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
     t, limit, shortest, wanted, count = (op.parameter([], np.int32) for _ in range(5))
     penalty = op.parameter([], np.float32)
     # The live hypotheses with their sums of log-probabilities; the best K captions that have ended, and which of
-    # their places are settled.
+    # their places are final.
     scores, history = op.parameter([B, K], np.float32), op.parameter([B, K, 2, T], np.float32)
     done = Done(op.parameter([B, K], np.float32), op.parameter([B, K, 2, T], np.float32))
-    settled = op.parameter([B, K], np.bool_)
+    final = op.parameter([B, K], np.bool_)
 
     allowed = _allowed(log_probs, history, t, limit, shortest, block_ngram)
-    best = _best_candidates(allowed, scores, history, t, count, considered(K))
+    best = _best_candidates(allowed, scores, history, t, count, candidate_count(K))
     ended = op.equal(best.words, _int(END))
     length = op.power(op.convert(op.add(t, _int(1)), "f32"), penalty)
-    done_after = _joined(done, settled, best, ended, length)
+    done_after = _joined(done, final, best, ended, length)
     live = _live(best, ended, K)
-    settled_after = _settled(settled, live.scores, done_after.scores, length)
-    finished, scores_after = _finished(settled_after, live.scores, wanted)
+    final_after = _final(final, live.scores, done_after.scores, length)
+    finished, scores_after = _finished(final_after, live.scores, wanted)
 
     # What each step hands to the next, and what the first begins with: one hypothesis, whose copies cannot win.
     start = _input("start", [B, state.get_shape()[-1]], np.float32)
@@ -72,7 +72,7 @@ def beam_search_graph(step: ov.Model, shape: Shape) -> ov.Model:
         (given.pop("state"), op.tile(op.unsqueeze(start, _int(1)), _int([1, K, 1])), state),
         (scores, op.constant(np.tile(one, (B, 1))), scores_after),
         (history, nothing, live.whole),
-        (settled, op.constant(np.zeros((B, K), np.bool_)), settled_after),
+        (final, op.constant(np.zeros((B, K), np.bool_)), final_after),
         (done.scores, op.constant(np.full((B, K), -np.inf, np.float32)), done_after.scores),
         (done.captions, nothing, done_after.captions),
     ]
@@ -153,18 +153,18 @@ def _best_candidates(
     return Candidates(best, parents, words, whole)
 
 
-def _joined(done: Done, settled: ov.Node, best: Candidates, ended: ov.Node, length: ov.Node) -> Done:
-    """Those that end compete with the ones that ended before, but for their settled places.
+def _joined(done: Done, final: ov.Node, best: Candidates, ended: ov.Node, length: ov.Node) -> Done:
+    """Those that end compete with the ones that ended before, but for their final places.
 
     `beam_search` and `Done.joined_by`:
         ranks = xp.where(ended, best.scores / length, minus_inf)
-        ranks = xp.concat([xp.where(settled, order, self.scores), scores], axis=1)
+        ranks = xp.concat([xp.where(final, order, self.scores), scores], axis=1)
         _, best = _top_k(ranks, K)
     """
     K = done.scores.get_output_shape(0)[1]
     scores = op.select(ended, op.divide(best.scores, length), _minus_inf())
     order = op.constant(np.arange(K, 0, -1, dtype=np.float32))  # no score is above 0
-    _, which = _top(op.concat([op.select(settled, order, done.scores), scores], 1), _int(K))
+    _, which = _top(op.concat([op.select(final, order, done.scores), scores], 1), _int(K))
     return Done(
         _pick(op.concat([done.scores, scores], 1), which), _pick(op.concat([done.captions, best.whole], 1), which)
     )
@@ -181,24 +181,24 @@ def _live(best: Candidates, ended: ov.Node, K: int) -> Candidates:
     return Candidates(scores, *(_pick(part, order) for part in best[1:]))
 
 
-def _settled(settled: ov.Node, live_scores: ov.Node, done_scores: ov.Node, length: ov.Node) -> ov.Node:
-    """Which places (B, K) are settled now.
+def _final(final: ov.Node, live_scores: ov.Node, done_scores: ov.Node, length: ov.Node) -> ov.Node:
+    """Which places (B, K) are final now.
 
     `beam_search`:
-        settled = settled | (scores[:, :1] / length < done.scores)
+        final = final | (scores[:, :1] / length < done.scores)
     """
     best_live = op.divide(op.gather(live_scores, _int([0]), _int(1)), length)  # (B, 1)
-    return op.logical_or(settled, op.less(best_live, done_scores))
+    return op.logical_or(final, op.less(best_live, done_scores))
 
 
-def _finished(settled: ov.Node, scores: ov.Node, wanted: ov.Node) -> tuple[ov.Node, ov.Node]:
+def _finished(final: ov.Node, scores: ov.Node, wanted: ov.Node) -> tuple[ov.Node, ov.Node]:
     """Which pictures (B,) are finished; they find nothing more while others go on.
 
     `beam_search`:
-        finished = settled[:, config.num_captions - 1]
+        finished = final[:, config.num_captions - 1]
         scores = xp.where(finished[:, None], minus_inf, scores)
     """
-    finished = op.gather(settled, op.subtract(wanted, _int(1)), _int(1))
+    finished = op.gather(final, op.subtract(wanted, _int(1)), _int(1))
     return finished, op.select(op.unsqueeze(finished, _int(1)), _minus_inf(), scores)
 
 
@@ -241,7 +241,7 @@ class BeamSearch:
             array = np.zeros(port.shape, port.element_type.to_dtype())
             request.set_tensor(port.any_name, ov.Tensor(array, shared_memory=True))
             self._inputs[port.any_name] = array
-        self._inputs["count"][...] = considered(shape.hypotheses)
+        self._inputs["count"][...] = candidate_count(shape.hypotheses)
 
     def find(self, memory: Mapping[str, NDArray[np.float32]], config: SearchConfig) -> list[list[Hypothesis]]:
         """The captions of each of up to B pictures, best first, from what the encoder graph gives of them."""

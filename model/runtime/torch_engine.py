@@ -20,7 +20,7 @@ from model.rerank import Reranker, thing_places
 from model.runtime.cpu import cpu_quota
 from model.runtime.engine import CaptionEngine, Device, Precision, Regions
 from model.runtime.results import StepDetails, captions_of, forced_words
-from model.search import search as find
+from model.search import find_hypotheses
 from model.vocabulary import START
 
 
@@ -109,13 +109,13 @@ class TorchEngine(CaptionEngine):
         return regions.tags
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, TorchRegions)
-        memory, wanted = regions.memory, search or self.config.search
+        memory, wanted = regions.memory, search_config or self.config.search
         with torch.inference_mode(), self._autocast():
             stepper = TorchStepper(self._captioner.decoder, memory, self.config.temperature)
-            found = find(stepper, self.candidates(wanted), self.constraints(wanted))
+            found = find_hypotheses(stepper, self.candidates(wanted), self.constraints(wanted))
             found = self.ranked(found, regions.feature, regions.tags, wanted)
             details = self._details(memory, forced_words(found)) if explain else None
         return captions_of(found, self.vocabulary, self._captioner.decoder.gate_names, self._captioner.grid, details)

@@ -57,10 +57,10 @@ class FakeLane(Lane):
         return self.engine.encode(pixels)
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         self.calls += 1
-        return self.engine.generate(regions, search, explain)
+        return self.engine.generate(regions, search_config, explain)
 
 
 class FakeEngine(CaptionEngine):
@@ -98,13 +98,13 @@ class FakeEngine(CaptionEngine):
         return FakeRegions(colours)
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, FakeRegions)
         self.threads.add(threading.get_ident())
-        search = search or self.config.search
+        search_config = search_config or self.config.search
         self.on_batch("generate", len(regions))
-        return [[describe(colour, rank, search, explain) for rank in range(search.num_captions)]
+        return [[describe(colour, rank, search_config, explain) for rank in range(search_config.num_captions)]
                 for colour in regions.colours]  # fmt: skip
 
 
@@ -136,10 +136,10 @@ def close(colour: NDArray[np.int64], other: tuple[int, int, int]) -> bool:
     return bool(np.abs(colour - np.asarray(other)).max() <= 4)
 
 
-def describe(colour: NDArray[np.int64], rank: int, search: SearchConfig, explain: bool) -> Caption:
+def describe(colour: NDArray[np.int64], rank: int, search_config: SearchConfig, explain: bool) -> Caption:
     """The caption of a mean colour: each channel in steps of 16 chooses a word."""
-    words = [WORDS[int(c) // 16] for c in colour] + [f"{search.strategy}{search.beam_size}", str(rank)]
-    words = words[: search.max_length]
+    words = [WORDS[int(c) // 16] for c in colour] + [f"{search_config.strategy}{search_config.beam_size}", str(rank)]
+    words = words[: search_config.max_length]
     tokens = tuple(Token(word, 0.9 - 0.1 * rank) for word in (*words, "."))
     if explain:
         grid = np.full((7, 7), 1 / 50, np.float32)

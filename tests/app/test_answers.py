@@ -42,9 +42,9 @@ class Engine(FakeEngine):
         return np.tile(np.float32(LIKELY), (len(regions), 1))
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
-        count = (search or self.config.search).num_captions
+        count = (search_config or self.config.search).num_captions
         made = [Caption(text, math.log(p), (Token(text.split()[-1], p),), self.support) for text, p in self.says]
         return [made[:count] for _ in range(len(regions))]
 
@@ -151,9 +151,11 @@ def test_words_to_keep_to_reach_the_engine(client: TestClient, engine: Engine) -
     seen: list[SearchConfig | None] = []
     generate = engine.generate
 
-    def watched(regions: Regions, search: SearchConfig | None = None, explain: bool = False) -> list[list[Caption]]:
-        seen.append(search)
-        return generate(regions, search, explain)
+    def watched(
+        regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
+    ) -> list[list[Caption]]:
+        seen.append(search_config)
+        return generate(regions, search_config, explain)
 
     engine.generate = watched  # type: ignore[method-assign]
     post(client, "min_length=3&avoid=big, old ,small round,&start_with= red ")
@@ -184,7 +186,7 @@ def test_words_that_no_caption_can_keep_to_are_refused(client: TestClient, query
 
 
 @pytest.mark.parametrize("query", ["wording=rude", "num_tags=-1", "num_tags=51", "num_tags=some"])
-def test_impossible_wishes_are_refused(client: TestClient, query: str) -> None:
+def test_impossible_parameters_are_refused(client: TestClient, query: str) -> None:
     answer = client.post(f"/caption?{query}", content=scene(), headers={"content-type": "image/png"})
     assert answer.status_code == 422
     assert query.partition("=")[0] in answer.json()["detail"]

@@ -186,10 +186,10 @@ def test_files_are_asked_for_again_but_not_those_that_are_missing(monkeypatch: p
             raise answer
         return bytes(answer)
 
-    assert bulk._patiently(content) == b"there"
+    assert bulk._read_with_retry(content) == b"there"
     answers += [FileNotFoundError("missing"), b"no"]
     with pytest.raises(FileNotFoundError):
-        bulk._patiently(content)
+        bulk._read_with_retry(content)
 
 
 # --- whole runs ----------------------------------------------------------------------------------

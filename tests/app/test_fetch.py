@@ -76,7 +76,7 @@ def get(
         resolved.append(host)
         return (addresses or {}).get(host, ["127.0.0.1"])
 
-    def take(count: int) -> None:
+    def reserve(count: int) -> None:
         nonlocal counted
         counted += count
 
@@ -86,7 +86,7 @@ def get(
             # An address of this machine stands for a public one; others are judged as they are.
             fetcher = Fetcher(allowed, 10_000, seconds, resolve, lambda a: a == "127.0.0.1" or is_public(a))
             try:
-                return await fetcher.get(url.replace("PORT", str(port)), take), requests
+                return await fetcher.get(url.replace("PORT", str(port)), reserve), requests
             except ServiceError as error:
                 return error, requests
 
@@ -250,8 +250,8 @@ def test_the_service_fetches_for_every_way_in(engine: FakeEngine, monkeypatch: p
     with TestClient(create_app(Settings(fetch_hosts="pub.example"), engine)) as client:  # type: ignore[arg-type]
         fetcher = client.app.state.service.fetcher  # type: ignore[attr-defined]
 
-        async def hop(self: Fetcher, parts: Any, take: Callable[[int], None]) -> tuple[bytes, None]:
-            take(len(GREEN))
+        async def hop(self: Fetcher, parts: Any, reserve: Callable[[int], None]) -> tuple[bytes, None]:
+            reserve(len(GREEN))
             return GREEN, None
 
         monkeypatch.setattr(Fetcher, "_hop", hop)

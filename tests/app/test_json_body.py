@@ -30,9 +30,9 @@ def test_strings_of_any_content_survive_in_any_chunks(size: int) -> None:
     assert body.value["b"][0] == 'x"\\'
     assert body.value[""] == value[""]
     assert len(body.value["a"]) < 100  # a name
-    assert body.take(body.value["a"]).decode() == LONG_TEXT
-    assert body.take(body.value["b"][1]["c"]) == b"d" * LONG
-    assert body.take("plain") == b"plain"
+    assert body.pop(body.value["a"]).decode() == LONG_TEXT
+    assert body.pop(body.value["b"][1]["c"]) == b"d" * LONG
+    assert body.pop("plain") == b"plain"
 
 
 @pytest.mark.parametrize(

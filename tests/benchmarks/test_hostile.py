@@ -3,18 +3,10 @@ from __future__ import annotations
 import mmap
 import os
 
-import pytest
-
 from app.pictures.guard import cpu_seconds
-from benchmarks.hostile import Cost, bounded, forget_peak, memory_mb, percentile
+from benchmarks.hostile import Cost, bounded, forget_peak, memory_mb
 from benchmarks.pictures import hostile, many_scans
 from model import images
-
-
-@pytest.mark.parametrize(("percent", "value"), [(1, 1), (50, 50), (99, 99), (100, 100)])
-def test_a_percentile_is_one_of_the_values(percent: int, value: int) -> None:
-    assert percentile(range(100, 0, -1), percent) == value
-    assert percentile([7.0], percent) == 7
 
 
 def test_what_a_process_uses_is_seen() -> None:

@@ -67,8 +67,8 @@ def said(colour: tuple[int, int, int], rank: int = 0) -> str:
     """What the fake engine says of a picture of this colour."""
     engine = FakeEngine()
     regions = FakeRegions(np.array([colour]))
-    search = CaptionParams(num_captions=rank + 1).search(engine.config.search)
-    return engine.generate(regions, search)[0][rank].text
+    search_config = CaptionParams(num_captions=rank + 1).search_config(engine.config.search)
+    return engine.generate(regions, search_config)[0][rank].text
 
 
 @pytest.mark.usefixtures("engine")
@@ -402,18 +402,17 @@ def test_options_reach_the_engine(
     seen: list[object] = []
 
     class Engine(FakeEngine):
-        def generate(self, regions: FakeRegions, search: object = None, explain: bool = False):  # type: ignore[no-untyped-def, override]
-            seen.append(search)
-            return super().generate(regions, search, explain)  # type: ignore[arg-type]
+        def generate(self, regions: FakeRegions, search_config: object = None, explain: bool = False):  # type: ignore[no-untyped-def, override]
+            seen.append(search_config)
+            return super().generate(regions, search_config, explain)  # type: ignore[arg-type]
 
     monkeypatch.setattr(local, "load_engine", lambda *given: seen.append(given) or Engine())
     options = ["--strategy", "sample", "--temperature", "0.7", "--top-p", "0.9", "--seed", "3", "--max-length", "9"]
     assert cli.main([str(folder / "a.png"), *options, "--threads", "2", "--device", "cpu", "--model", "m"]) == cli.OK
-    loaded, search = seen
+    loaded, search_config = seen
     assert loaded == (Path("m"), "cpu", "auto", 2)
-    assert (search.strategy, search.temperature, search.top_p, search.seed, search.max_length) == (  # type: ignore[attr-defined]
-        "sample", 0.7, 0.9, 3, 9,
-    )  # fmt: skip
+    asked = (getattr(search_config, name) for name in ("strategy", "temperature", "top_p", "seed", "max_length"))
+    assert tuple(asked) == ("sample", 0.7, 0.9, 3, 9)
 
 
 class FakeServer(CaptionClient):

@@ -218,7 +218,7 @@ def test_what_is_refused_below_the_application_is_answered_like_the_rest(start: 
 
 
 @pytest.mark.parametrize("extra", ["", "Transfer-Encoding: chunked\r\n"])
-def test_a_wish_to_upgrade_is_ignored_and_the_body_is_the_body(start: Start, extra: str) -> None:
+def test_a_request_to_upgrade_is_ignored_and_the_body_is_the_body(start: Start, extra: str) -> None:
     server = start()
     upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
     asked = request(GREEN, extra=upgrade + extra)

@@ -55,9 +55,9 @@ def test_every_switch_is_served_alike_by_both_engines(cell: str, tmp_path: Path)
         liven(made.decoder)
     save_captioner(made.eval(), tmp_path / "made", {})
     export(tmp_path / "made")
-    search = SearchConfig(beam_size=3, num_captions=2, max_length=6)
+    search_config = SearchConfig(beam_size=3, num_captions=2, max_length=6)
     answers = [
-        load_engine(tmp_path / "made", "cpu", name, precision="f32").caption(pictures(4), search, explain=True)
+        load_engine(tmp_path / "made", "cpu", name, precision="f32").caption(pictures(4), search_config, explain=True)
         for name in ("torch", "openvino")
     ]
     texts = []

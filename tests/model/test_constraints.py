@@ -19,7 +19,7 @@ from model.errors import ConfigError
 from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
 from model.runtime.openvino_engine import OpenVINOEngine, OpenVINOStepper
-from model.search import beam_search, search
+from model.search import beam_search, find_hypotheses
 from model.vocabulary import END, SPECIAL, Vocabulary
 from tests.model.test_search import Model, Words, any_beam, seeds  # noqa: F401
 from tests.model.tiny import VOCABULARY, pictures
@@ -56,7 +56,7 @@ def every_caption(words: int, config: SearchConfig, constraints: Constraints) ->
 
 
 @st.composite
-def wishes(draw: st.DrawFn, words: int = 4, max_length: int = 4) -> tuple[SearchConfig, Constraints]:
+def cases(draw: st.DrawFn, words: int = 4, max_length: int = 4) -> tuple[SearchConfig, Constraints]:
     """A search and words to keep to, which some caption can."""
     word = st.integers(FIRST, FIRST + words - 1)
     start = tuple(draw(st.lists(word, max_size=3)))
@@ -76,9 +76,9 @@ def wishes(draw: st.DrawFn, words: int = 4, max_length: int = 4) -> tuple[Search
 @pytest.mark.parametrize("like", ["numpy", "torch"])
 def test_a_wide_beam_finds_all_that_may_be_said_in_its_order(like: str) -> None:
     @settings(max_examples=30, deadline=None)
-    @given(wishes(), seeds)
-    def check(wish: tuple[SearchConfig, Constraints], seed: int) -> None:
-        config, constraints = wish
+    @given(cases(), seeds)
+    def check(case: tuple[SearchConfig, Constraints], seed: int) -> None:
+        config, constraints = case
         model = replace(Model.random(2, 4, seed), like=like)
         wide = replace(config, beam_size=400, num_captions=400)
         captions = list(every_caption(4, config, constraints))
@@ -92,19 +92,19 @@ def test_a_wide_beam_finds_all_that_may_be_said_in_its_order(like: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(wishes(6, 8), st.integers(1, 5), st.sampled_from(["beam", "sample"]), seeds)
+@given(cases(6, 8), st.integers(1, 5), st.sampled_from(["beam", "sample"]), seeds)
 def test_every_search_keeps_to_them_numpy_as_torch_a_batch_as_each_alone(
-    wish: tuple[SearchConfig, Constraints], num_captions: int, strategy: str, seed: int
+    case: tuple[SearchConfig, Constraints], num_captions: int, strategy: str, seed: int
 ) -> None:
-    config, constraints = wish
+    config, constraints = case
     config = replace(config, strategy=strategy, num_captions=num_captions, length_penalty=0.7, seed=seed)  # type: ignore[arg-type]
     model = Model.random(4, 6, seed)
-    together = search(model, config, constraints)
+    together = find_hypotheses(model, config, constraints)
     if strategy == "beam":
-        theirs = search(replace(model, like="torch"), config, constraints)
+        theirs = find_hypotheses(replace(model, like="torch"), config, constraints)
         assert [[h.words for h in found] for found in theirs] == [[h.words for h in found] for found in together]
     for picture, found in enumerate(together):
-        [alone] = search(model.alone(picture), config, constraints)
+        [alone] = find_hypotheses(model.alone(picture), config, constraints)
         assert [h[:2] for h in map(astuple, alone)] == [h[:2] for h in map(astuple, found)]  # scores: to a last digit
         for hypothesis in found:
             said = hypothesis.words
@@ -115,7 +115,7 @@ def test_every_search_keeps_to_them_numpy_as_torch_a_batch_as_each_alone(
 def test_words_without_their_tokens_are_a_mistake() -> None:
     for config in (SearchConfig(avoid=("dog",)), SearchConfig(start_with="a dog")):
         with pytest.raises(ValueError, match="tokens"):
-            search(Model.random(1, 3, 0), config)
+            find_hypotheses(Model.random(1, 3, 0), config)
 
 
 # --- from words to tokens -------------------------------------------------------------------------
@@ -126,8 +126,8 @@ def ids(*words: str) -> tuple[int, ...]:
 
 
 def test_words_become_tokens() -> None:
-    wish = SearchConfig(start_with="A red dog", avoid=("Cat", "white ball"))
-    assert Constraints.of(wish, VOCABULARY) == Constraints(ids("a", "red", "dog"), (ids("cat"), ids("white", "ball")))
+    case = SearchConfig(start_with="A red dog", avoid=("Cat", "white ball"))
+    assert Constraints.of(case, VOCABULARY) == Constraints(ids("a", "red", "dog"), (ids("cat"), ids("white", "ball")))
     assert Constraints.of(SearchConfig(min_length=5), VOCABULARY) == FREE
 
 
@@ -144,7 +144,7 @@ def test_a_word_of_several_pieces_is_their_sequence_and_a_start_ends_with_a_whol
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("case", "message"),
     [
         (SearchConfig(avoid=("dog", "zebra")), "avoid: the model does not know the word 'zebra'"),
         (SearchConfig(start_with="a zebra"), "start_with: the model does not know the word 'zebra'"),
@@ -154,9 +154,9 @@ def test_a_word_of_several_pieces_is_their_sequence_and_a_start_ends_with_a_whol
         (SearchConfig(start_with="a red dog", avoid=("red dog",)), "start_with says 'red dog', which is to be avoided"),
     ],
 )
-def test_what_no_caption_can_do_is_told(wish: SearchConfig, message: str) -> None:
+def test_what_no_caption_can_do_is_told(case: SearchConfig, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        Constraints.of(wish, VOCABULARY)
+        Constraints.of(case, VOCABULARY)
     assert message in str(error.value)
 
 
@@ -175,12 +175,12 @@ def engines(checkpoint: Path) -> list[CaptionEngine]:
 
 def test_both_engines_keep_to_them(engines: list[CaptionEngine]) -> None:
     pixels = pictures(6, seed=3)
-    wish = SearchConfig(
+    case = SearchConfig(
         beam_size=4, num_captions=3, max_length=9, min_length=7, start_with="the two", avoid=("dog", "cat on", "man")
     )
     said = []
     for engine in engines:
-        found = engine.caption(pixels, wish)
+        found = engine.caption(pixels, case)
         said.append([[caption.text for caption in mine] for mine in found])
         for mine in found:
             assert len(mine) == 3
@@ -190,7 +190,7 @@ def test_both_engines_keep_to_them(engines: list[CaptionEngine]) -> None:
                 assert not {"dog", "man"} & set(text.split())
                 assert "cat on" not in text
                 assert 7 <= len(text.split()) <= 9
-        assert [engine.caption(picture[None], wish)[0] == mine for picture, mine in zip(pixels, found, strict=True)]
+        assert [engine.caption(picture[None], case)[0] == mine for picture, mine in zip(pixels, found, strict=True)]
     assert said[0] == said[1]
     assert len({mine[0] for mine in said[0]}) > 1  # the pictures still matter
 
@@ -213,9 +213,9 @@ def test_the_fewest_words_go_the_fast_way_and_find_the_same() -> None:
     [lane], regions = engine.lanes, engine.encode(np.stack(drawn))
     engine.reranker = None  # the search's own order
     free = engine.config.search
-    wish = replace(free, min_length=15, num_captions=2)
-    expected = beam_search(OpenVINOStepper(lane.step, regions), wish)
-    found = lane.find(regions, wish)
+    case = replace(free, min_length=15, num_captions=2)
+    expected = beam_search(OpenVINOStepper(lane.step, regions), case)
+    found = lane.find(regions, case)
     assert lane._searches
     assert [[h.words for h in mine] for mine in found] == [[h.words for h in mine] for mine in expected]
     assert all(len(h.words) > 15 for mine in found for h in mine)
@@ -223,9 +223,9 @@ def test_the_fewest_words_go_the_fast_way_and_find_the_same() -> None:
 
 
 def test_sampled_captions_keep_to_them_too(engines: list[CaptionEngine]) -> None:
-    wish = SearchConfig(strategy="sample", num_captions=3, max_length=9, seed=1, start_with="a", avoid=("a", "the")[1:])
+    case = SearchConfig(strategy="sample", num_captions=3, max_length=9, seed=1, start_with="a", avoid=("a", "the")[1:])
     for engine in engines:
-        texts = [caption.text.lower() for mine in engine.caption(pictures(3), wish) for caption in mine]
+        texts = [caption.text.lower() for mine in engine.caption(pictures(3), case) for caption in mine]
         assert all(text.startswith("a ") and "the" not in text.rstrip(".").split() for text in texts)
 
 
@@ -240,8 +240,8 @@ def test_candidates_that_are_ranked_anew_keep_to_them(engines: list[CaptionEngin
 
     engine.reranker = backwards  # type: ignore[assignment]
     try:
-        wish = SearchConfig(beam_size=4, max_length=8, start_with="the man", avoid=("dog",))
-        found = engine.caption(pictures(3), wish)
+        case = SearchConfig(beam_size=4, max_length=8, start_with="the man", avoid=("dog",))
+        found = engine.caption(pictures(3), case)
     finally:
         engine.reranker = None
     assert len(seen) == 12

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.config import MIN_TEMPERATURE, MIN_TOP_P, SearchConfig
-from model.search import Hypothesis, beam_search, sample, search
+from model.search import Hypothesis, beam_search, find_hypotheses, sample
 from model.vocabulary import END, SPECIAL, START
 
 Words = tuple[int, ...]
@@ -96,22 +96,22 @@ def every_caption(model: Model, config: SearchConfig, picture: int = 0) -> Itera
 def ranking(model: Model, config: SearchConfig, picture: int = 0) -> list[tuple[float, Words, list[float]]]:
     """Every caption with its score, ranked as the search promises, by brute force.
 
-    Best first of those with as many words or fewer; but a place is settled once no unfinished sentence of as many
+    Best first of those with as many words or fewer; but a place is final once no unfinished sentence of as many
     words scores better, and what is longer comes behind it.
     """
     known = range(len(SPECIAL), model.log_probs.shape[-1])
     captions = list(every_caption(model, config, picture))
     ranked: list[tuple[float, Words, list[float]]] = []
-    settled = 0
+    final = 0
     for length in range(1, config.max_length + 2):
         ended = [(score(said, lps, config.length_penalty), said, lps) for said, lps in captions if len(said) == length]
-        ranked[settled:] = sorted(ranked[settled:] + ended, reverse=True)
+        ranked[final:] = sorted(ranked[final:] + ended, reverse=True)
         live = -math.inf
         if length <= config.max_length:
             for words in itertools.product(known, repeat=length):
                 if not repeats((*words, END), config.block_ngram):
                     live = max(live, score(words, model.of(words, picture), config.length_penalty))
-        settled = max(settled, sum(value > live for value, _, _ in ranked))
+        final = max(final, sum(value > live for value, _, _ in ranked))
     return ranked
 
 
@@ -141,7 +141,7 @@ def test_a_wide_beam_finds_all_captions_in_their_order(like: str) -> None:
         for picture, found in enumerate(beam_search(model, config)):
             expected = ranking(model, config, picture)
             assert [h.words for h in found] == [said for _, said, _ in expected]
-            if not length_penalty:  # then none of those settled could have been beaten
+            if not length_penalty:  # then none of those final could have been beaten
                 assert expected == sorted(expected, reverse=True)
             for hypothesis, (wanted, _, lps) in zip(found, expected, strict=True):
                 assert hypothesis.log_probabilities == pytest.approx(lps, abs=1e-9)
@@ -176,10 +176,10 @@ def test_numpy_and_torch_find_the_same_and_a_batch_what_each_picture_alone(
         beam_size=beam_size, num_captions=num_captions, max_length=max_length, length_penalty=length_penalty,
         block_ngram=block_ngram,
     )  # fmt: skip
-    together = search(model, config)
-    assert search(replace(model, like="torch"), config) == together
+    together = find_hypotheses(model, config)
+    assert find_hypotheses(replace(model, like="torch"), config) == together
     for picture, found in enumerate(together):
-        assert search(model.alone(picture), config) == [found]
+        assert find_hypotheses(model.alone(picture), config) == [found]
         assert len({h.words for h in found}) == len(found) <= num_captions
         if length_penalty == 0:
             assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
@@ -202,10 +202,10 @@ def test_fewer_captions_are_the_first_of_more(like: str) -> None:
         config = SearchConfig(
             beam_size=beam_size, max_length=max_length, length_penalty=length_penalty, block_ngram=block_ngram
         )
-        most = search(model, replace(config, num_captions=beam_size))
+        most = find_hypotheses(model, replace(config, num_captions=beam_size))
         later += sum(a.score < b.score for found in most for a, b in itertools.pairwise(found))
         for count in range(1, beam_size):
-            assert search(model, replace(config, num_captions=count)) == [found[:count] for found in most]
+            assert find_hypotheses(model, replace(config, num_captions=count)) == [found[:count] for found in most]
 
     check()
     assert later
@@ -215,12 +215,12 @@ def test_fewer_captions_are_the_first_of_more(like: str) -> None:
 def test_finished_pictures_leave_the_batch(like: str) -> None:
     model = replace(Model.random(16, 6, seed=2), like=like)
     config = SearchConfig(beam_size=3, max_length=12, block_ngram=0)
-    together = search(model, config)
+    together = find_hypotheses(model, config)
     assert model.seen == sorted(model.seen, reverse=True)
     assert model.seen[0] == 16
     assert len(set(model.seen)) > 2
     for picture, found in enumerate(together):
-        assert search(model.alone(picture), config) == [found]
+        assert find_hypotheses(model.alone(picture), config) == [found]
 
 
 def check_caption(hypothesis: Hypothesis, model: Model, config: SearchConfig, picture: int = 0) -> None:
@@ -238,7 +238,7 @@ def check_caption(hypothesis: Hypothesis, model: Model, config: SearchConfig, pi
 def test_a_beam_of_one_is_greedy(words: int, max_length: int, seed: int) -> None:
     model = Model.random(3, words, seed)
     config = SearchConfig(beam_size=1, max_length=max_length, block_ngram=0)
-    for picture, (found,) in enumerate(search(model, config)):
+    for picture, (found,) in enumerate(find_hypotheses(model, config)):
         state, said = 1, []
         while not said or said[-1] != END:
             follow = model.log_probs[picture, state].copy()
@@ -254,7 +254,7 @@ def test_enough_captions_are_found_and_all_differ() -> None:
     model = Model.random(3, 6, seed=0)
     for strategy in ("beam", "sample"):
         config = SearchConfig(strategy=strategy, beam_size=1, num_captions=5, max_length=6, seed=0)
-        for found in search(model, config):
+        for found in find_hypotheses(model, config):
             assert len({h.words for h in found}) == 5
 
 
@@ -264,12 +264,12 @@ def test_blocking_forbids_a_loop_that_the_model_wants() -> None:
     logits[:, :, 4] = 3.0
     logits[:, :, 5] = 2.9
     model = Model(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    loop = search(model, SearchConfig(beam_size=1, max_length=9, block_ngram=0))[0][0].words
+    loop = find_hypotheses(model, SearchConfig(beam_size=1, max_length=9, block_ngram=0))[0][0].words
     assert loop == (4,) * 9 + (END,)
     for n in (1, 2, 3):
         for strategy in ("beam", "sample"):
             config = SearchConfig(strategy=strategy, num_captions=3, max_length=9, block_ngram=n, seed=1)
-            for hypothesis in search(model, config)[0]:
+            for hypothesis in find_hypotheses(model, config)[0]:
                 assert not repeats(hypothesis.words, n)
 
 
@@ -336,11 +336,11 @@ def test_samples_are_as_frequent_as_the_model_says(temperature: float, top_p: fl
 def test_a_seed_gives_the_same_captions_and_another_seed_others() -> None:
     model = Model.random(2, 8, seed=0)
     config = SearchConfig(strategy="sample", num_captions=3, seed=42)
-    first = search(model, config)
-    assert search(model, config) == first
-    assert search(replace(model, like="torch"), config) == first
-    assert search(model, replace(config, seed=43)) != first
-    assert search(model, replace(config, seed=None)) != search(model, replace(config, seed=None))
+    first = find_hypotheses(model, config)
+    assert find_hypotheses(model, config) == first
+    assert find_hypotheses(replace(model, like="torch"), config) == first
+    assert find_hypotheses(model, replace(config, seed=43)) != first
+    assert find_hypotheses(model, replace(config, seed=None)) != find_hypotheses(model, replace(config, seed=None))
 
 
 @pytest.mark.parametrize("like", ["numpy", "torch"])
@@ -350,7 +350,7 @@ def test_without_a_seed_each_picture_of_a_batch_draws_for_itself(like: str) -> N
     copies = 4000
     model = Model(np.repeat(alone.log_probs, copies, axis=0), like)
     config = SearchConfig(strategy="sample", max_length=1, block_ngram=0)
-    said = [found[0].words for found in search(model, config)]
+    said = [found[0].words for found in find_hypotheses(model, config)]
     chances = {(word, END): math.exp(alone.of((word,))[0]) for word in (4, 5)}
     chances = {words: p / sum(chances.values()) for words, p in chances.items()}
     statistic, bound = chi_square(Counter(said), chances)
@@ -363,9 +363,9 @@ def test_without_a_seed_each_picture_of_a_batch_draws_for_itself(like: str) -> N
 def test_with_a_seed_the_same_picture_gets_the_same_whatever_comes_with_it() -> None:
     alone = Model.random(1, 6, seed=1)
     config = SearchConfig(strategy="sample", num_captions=3, max_length=6, seed=5)
-    [found] = search(alone, config)
+    [found] = find_hypotheses(alone, config)
     beside = Model(np.concatenate([Model.random(2, 6, seed=2).log_probs, *[alone.log_probs] * 2]))
-    assert search(beside, config)[2:] == [found, found]
+    assert find_hypotheses(beside, config)[2:] == [found, found]
 
 
 @settings(max_examples=40, deadline=None)
@@ -378,9 +378,9 @@ def test_a_batch_draws_what_each_picture_alone_would(
         strategy="sample", num_captions=num_captions, max_length=max_length, temperature=temperature, top_p=top_p,
         seed=seed,
     )  # fmt: skip
-    together = search(model, config)
+    together = find_hypotheses(model, config)
     for picture, found in enumerate(together):
-        assert search(model.alone(picture), config) == [found]
+        assert find_hypotheses(model.alone(picture), config) == [found]
         ranks = [h.log_probability / len(h.words) for h in found]
         assert ranks == sorted(ranks, reverse=True)
         for hypothesis in found:
@@ -391,8 +391,8 @@ def test_a_batch_draws_what_each_picture_alone_would(
 @pytest.mark.parametrize("cold", [{"temperature": MIN_TEMPERATURE}, {"top_p": MIN_TOP_P}])
 def test_the_coldest_sampling_is_greedy(cold: dict[str, float], like: str) -> None:
     model = replace(Model.random(4, 6, seed=9), like=like)
-    greedy = search(model, SearchConfig(beam_size=1, max_length=7))
-    sampled = search(model, SearchConfig(strategy="sample", max_length=7, seed=0, **cold))  # type: ignore[arg-type]
+    greedy = find_hypotheses(model, SearchConfig(beam_size=1, max_length=7))
+    sampled = find_hypotheses(model, SearchConfig(strategy="sample", max_length=7, seed=0, **cold))  # type: ignore[arg-type]
     assert [found[0].words for found in sampled] == [found[0].words for found in greedy]
 
 
@@ -400,7 +400,7 @@ def test_a_sure_model_is_asked_for_more_captions_than_it_would_draw() -> None:
     """Where sampling draws one caption again and again, beam search fills the gaps."""
     model = Model.random(2, 5, seed=4)
     config = SearchConfig(strategy="sample", num_captions=4, max_length=5, top_p=1e-6, seed=0)
-    for picture, found in enumerate(search(model, config)):
+    for picture, found in enumerate(find_hypotheses(model, config)):
         assert len({h.words for h in found}) == 4
-        greedy = search(model.alone(picture), SearchConfig(beam_size=1, max_length=5))[0][0]
+        greedy = find_hypotheses(model.alone(picture), SearchConfig(beam_size=1, max_length=5))[0][0]
         assert greedy.words in {h.words for h in found}

@@ -62,12 +62,12 @@ class FakeEngine(CaptionEngine):
         return np.float32([[0.9 / 2 ** ((i - best) % G) for i in range(G)] for best in regions.sentences])
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, FakeRegions)
-        search = search or self.config.search
+        search_config = search_config or self.config.search
         return [
-            [_caption((best + rank) % len(SENTENCES), rank, explain) for rank in range(search.num_captions)]
+            [_caption((best + rank) % len(SENTENCES), rank, explain) for rank in range(search_config.num_captions)]
             for best in regions.sentences
         ]
 

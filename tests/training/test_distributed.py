@@ -150,7 +150,7 @@ def dealt(folder: Path, patch: pytest.MonkeyPatch, processes: int, batch: int, p
     )
     config = TrainConfig(batch_size=batch, captions_per_picture=2)
     batches: list[list[int]] = []
-    patch.setattr(distributed, "count", lambda: processes)
+    patch.setattr(distributed, "world_size", lambda: processes)
     for rank in range(processes):
         patch.setattr(distributed, "rank", lambda rank=rank: rank)
         made = CaptionSource(cached, captioner, config, AugmentConfig())

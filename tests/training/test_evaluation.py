@@ -52,11 +52,11 @@ class FakeEngine(CaptionEngine):
         return Colours(pixels.mean((1, 2)).round())
 
     def generate(
-        self, regions: Regions, search: SearchConfig | None = None, explain: bool = False
+        self, regions: Regions, search_config: SearchConfig | None = None, explain: bool = False
     ) -> list[list[Caption]]:
         assert isinstance(regions, Colours)
-        assert search
-        texts = [f"{red:.0f} beam {search.beam_size}." for red in regions.colours[:, 0]]
+        assert search_config
+        texts = [f"{red:.0f} beam {search_config.beam_size}." for red in regions.colours[:, 0]]
         return [[Caption(text, -1.0, (Token("x", 0.5),))] for text in texts]
 
 

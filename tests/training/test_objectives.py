@@ -18,7 +18,7 @@ from torch import Tensor
 from model.captioner import Captioner
 from model.config import SearchConfig
 from model.decoder import Memory
-from model.search import search
+from model.search import find_hypotheses
 from model.vocabulary import END, PAD, START, UNKNOWN, words_of
 from tests.model.tiny import liven
 from tests.training import tiny
@@ -444,9 +444,9 @@ def one_epoch(captioner: Captioner, loss_of: Any, config: TrainConfig, frozen: i
     optimizer = torch.optim.SGD(parameters, 0.1)
     training_mode(captioner, frozen, config)
     for each in (batch, batch):
-        loss, figure = loss_of(memory_of(captioner, each.inputs, frozen), each)
+        loss, metric = loss_of(memory_of(captioner, each.inputs, frozen), each)
         descend(loss, optimizer, config.clip)
-        seen.append((float(loss.detach()), figure))
+        seen.append((float(loss.detach()), metric))
     return seen
 
 
@@ -526,7 +526,7 @@ def test_validation_is_free_running_search_scored_by_source(captioner: Captioner
     assert not captioner.training
     with torch.no_grad():
         of = memory_of(captioner, torch.from_numpy(noise[:, 0]), 9)
-        found = search(objectives.TorchStepper(captioner.decoder, of), search_config)
+        found = find_hypotheses(objectives.TorchStepper(captioner.decoder, of), search_config)
         words = padded([[captioner.vocabulary.encode(c) for c in (mine * 2)[:2]] for mine in captions])
         loss = likelihood_loss(captioner, of, words, 0.0)
     assert result.captions == [captioner.vocabulary.decode(mine[0].words) for mine in found]

@@ -48,9 +48,9 @@ def print_searches(results: Sequence[Result]) -> None:
     """One row a search and data set."""
     print(f"{'beam':>4} {'penalty':>8} {'block':>6} {'BLEU-4':>7} {'METEOR':>7} {'CIDEr':>7} {'distinct':>9}  set")
     for result in results:
-        search, scores = result.search, result.report.scores
+        config, scores = result.search_config, result.report.scores
         print(
-            f"{search.beam_size:>4} {search.length_penalty:>8g} {search.block_ngram:>6} {scores['BLEU-4']:>7.2f} "
+            f"{config.beam_size:>4} {config.length_penalty:>8g} {config.block_ngram:>6} {scores['BLEU-4']:>7.2f} "
             f"{scores['METEOR']:>7.2f} {scores['CIDEr']:>7.2f} {result.report.distinct:>9}  {result.source}"
         )
 
@@ -99,8 +99,8 @@ def _run(options: argparse.Namespace) -> None:
     results = evaluate(engine, pictures, searches, Objects(options.objects))
     # The search that does best on the first data set is the one to look at.
     first = [result for result in results if result.source == results[0].source]
-    best = max(first, key=lambda result: result.report.scores["CIDEr"]).search
-    chosen = [result for result in results if result.search == best]
+    best = max(first, key=lambda result: result.report.scores["CIDEr"]).search_config
+    chosen = [result for result in results if result.search_config == best]
     columns = {result.source: result.facts() for result in chosen}
     captioner = load_captioner(options.model).to(engine.device)
     for result in chosen:
@@ -123,7 +123,9 @@ def _run(options: argparse.Namespace) -> None:
             "sets": columns,
         }
         if len(searches) > 1:
-            content["searches_tried"] = [{"search": asdict(r.search), "set": r.source, **r.facts()} for r in results]
+            content["searches_tried"] = [
+                {"search": asdict(r.search_config), "set": r.source, **r.facts()} for r in results
+            ]
         write_json(options.metrics, content)
         print(f"figures: {options.metrics}")
     if options.gallery:

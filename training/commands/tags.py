@@ -51,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.info("%d tags, from %r to %r", len(tags), tags[0], tags[-1])
         stages, augmentation = len(captioner.encoder.stages), AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
         stages = features.before_head(captioner, stages)
-        rest = captioner.encoder.stages[stages:].eval()
         train, val = (
             features.cached(
                 captioner, stages, data.split(split), views, augmentation, options.cache, device, options.precision
@@ -62,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         things = tuple(tag for tag in tags if objects.named(tag))
         captioner.config = replace(captioner.config, tags=tuple(tags), things=things)
         captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
-        history = fit(captioner.tags, train, val, tags, options.epochs, device, rest)
-        probabilities = predict(captioner.tags, val, device, rest).sigmoid().cpu().numpy()
+        history = fit(captioner, train, val, options.epochs, device)
+        probabilities = predict(captioner, val, device).sigmoid().cpu().numpy()
         wrong = expected_calibration_error(probabilities.ravel(), targets_of(val.pictures, tags).ravel())
         log.info("calibration error of the tags %.4f", wrong)
         recipe = {"name": "tags", "tags": len(tags), "epochs": options.epochs, "views": options.views}

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         device = distributed.join(torch.device(device))
-        level = logging.INFO if distributed.first() else logging.ERROR
+        level = logging.INFO if distributed.is_main() else logging.ERROR
         logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
         if options.seed is not None:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report(recipe, data, options.cache, device, options.init, options.teacher))
             return 0
         best = train(recipe, data, run, options.cache, device, options.init, options.teacher)
-        first = distributed.first()
+        first = distributed.is_main()
         distributed.leave()
         if options.export and first:
             from training.commands.export import main as export  # its packages take seconds to load

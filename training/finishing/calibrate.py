@@ -26,21 +26,21 @@ def fit_temperature(captioner: Captioner, outputs: Tensor, targets: Tensor) -> f
     temperature. All words' likelihood would be another aim: label smoothing bends it by words never chosen.
     """
 
-    def surprise(log_temperature: float) -> float:
+    def log_loss(log_temperature: float) -> float:
         p, right = confidence(captioner, outputs, targets, math.exp(log_temperature))
         return -float(np.log(np.where(right, p, 1 - p).clip(1e-6)).mean())
 
     low, high = math.log(LOWEST), math.log(HIGHEST)
     golden = (math.sqrt(5) - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)
-    at_left, at_right = surprise(left), surprise(right)
+    loss_left, loss_right = log_loss(left), log_loss(right)
     while high - low > 0.005:
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
+        if loss_left < loss_right:
+            high, right, loss_right = right, left, loss_left
             left = high - golden * (high - low)
-            at_left = surprise(left)
+            loss_left = log_loss(left)
         else:
-            low, left, at_left = left, right, at_right
+            low, left, loss_left = left, right, loss_right
             right = low + golden * (high - low)
-            at_right = surprise(right)
+            loss_right = log_loss(right)
     return round(math.exp((low + high) / 2), 3)

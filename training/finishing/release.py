@@ -74,12 +74,14 @@ def choose_search(
     tried: list[dict[str, Any]] = []
     rankings: list[RerankConfig] = []
     all_weighed: list[list[rerank.Candidates] | None] = []
-    for search, mine in zip(searches, found, strict=True):
+    for search_config, mine in zip(searches, found, strict=True):
         ranking, cider = engine.config.rerank, {}
         weighed = None
         if reranker is not None:
             features, tags = (np.concatenate([getattr(part, name) for part in encoded]) for name in ("feature", "tags"))
-            weighed = rerank.weigh(captioner, reranker.neighbours, sound, mine, features, tags, search.length_penalty)
+            weighed = rerank.weigh(
+                captioner, reranker.neighbours, sound, mine, features, tags, search_config.length_penalty
+            )
             ranking, _ = rerank.choose(weighed, sources, weights, ranking)
         all_weighed.append(weighed)
         best = [captions[weighed[i].chosen(ranking) if weighed else 0] for i, captions in enumerate(mine)]
@@ -93,9 +95,9 @@ def choose_search(
             bleu[source] = round(100 * scores[3], 2)
         tried.append(
             {
-                "beam_size": search.beam_size,
-                "length_penalty": search.length_penalty,
-                "block_ngram": search.block_ngram,
+                "beam_size": search_config.beam_size,
+                "length_penalty": search_config.length_penalty,
+                "block_ngram": search_config.block_ngram,
                 "rerank": asdict(ranking),
                 "CIDEr": cider,
                 "BLEU-4": bleu,
@@ -326,8 +328,8 @@ def _release(
     rerank.index(captioner, rerank.apply(captioner.feature, features), train).save(folder / NEIGHBOURS)
     save_captioner(captioner, folder, {})
     export(folder, calibration_pictures(train, captioner.config.preprocess))
-    search, ranking, tried, compared = choose_search(folder, captioner, chosen_on, weights)
-    captioner.config = replace(captioner.config, search=search, rerank=ranking)
+    search_config, ranking, tried, compared = choose_search(folder, captioner, chosen_on, weights)
+    captioner.config = replace(captioner.config, search=search_config, rerank=ranking)
     # Search and ranking are no part of the graphs.
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
     facts: dict[str, Any] = {
@@ -335,7 +337,7 @@ def _release(
         "version": version,
         **notes,
         "size": size_of(captioner),
-        "search": describe(search),
+        "search": describe(search_config),
         "rerank": asdict(ranking),
         "temperature": temperature,
         "searches_tried_on_validation": tried,
@@ -345,7 +347,7 @@ def _release(
     engine = load_engine(folder, "cpu")
     for split, pictures in (("validation", val), ("test", test)):
         facts[split] = {}
-        results = evaluate(engine, pictures, [search])
+        results = evaluate(engine, pictures, [search_config])
         for result in results:
             if split == "test":
                 forced[result.source] = evaluation.teacher_force(captioner, result.pictures)

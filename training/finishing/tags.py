@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.captioner import TagHead
-from model.encoder import as_regions
+from model.captioner import Captioner
 from model.vocabulary import SPECIAL, Vocabulary, words_of
 from training import features
 from training.data import DataError, Picture
+from training.objectives import regions_of
 from training.scoring.failures import GRAMMAR
 
 log = logging.getLogger("training.tags")
@@ -51,21 +51,20 @@ def targets_of(pictures: Sequence[Picture], tags: Sequence[str]) -> NDArray[np.f
 
 
 def fit(
-    head: TagHead,
+    captioner: Captioner,
     train: features.Features,
     val: features.Features,
-    tags: Sequence[str],
     epochs: int,
     device: torch.device,
-    rest: nn.Module | None = None,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Fit `head` to what the captions of `train` say, keep the epoch best on `val`, then calibrate it there.
+    """Fit the head for tags to what the captions of `train` say, keep the epoch best on `val`, then calibrate it there.
 
-    rest: those of the encoder's stages that come after the features, if any.
     Returns each epoch's losses (cross-entropy a tag) and mean average precision of the validation pictures (percent);
     its score is what the best one has most of.
     """
+    head, tags = captioner.tags, captioner.config.tags
+    assert head is not None
     targets = torch.from_numpy(targets_of(train.pictures, tags)).to(device)
     wanted = torch.from_numpy(targets_of(val.pictures, tags)).to(device)
     with torch.no_grad():  # begin with how often each word is said
@@ -91,14 +90,14 @@ def fit(
         order = rng.permutation(len(targets))
         views = rng.integers(train.data.shape[1], size=len(order))
         for rows in np.array_split(order, -(-len(order) // BATCH)):
-            x = _regions(train, rows.tolist(), views[rows].tolist(), device, rest)
+            x = _regions(captioner, train, rows.tolist(), views[rows].tolist(), device)
             loss = F.binary_cross_entropy_with_logits(head(F.dropout(x, 0.3)), targets[rows], reduction="sum")
             optimizer.zero_grad()
             (loss / len(rows) / 10).backward()
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
-        logits = predict(head, val, device, rest)
+        logits = predict(captioner, val, device)
         figures = {
             "epoch": epoch + 1,
             "train_loss": total / targets.numel(),
@@ -111,7 +110,7 @@ def fit(
             best = {name: value.clone() for name, value in head.state_dict().items()}
         history.append(figures)
     head.load_state_dict(best)
-    slope, shift = platt(predict(head, val, device, rest), wanted)
+    slope, shift = platt(predict(captioner, val, device), wanted)
     with torch.no_grad():
         head.slope.fill_(slope)
         head.shift.fill_(shift)
@@ -119,21 +118,21 @@ def fit(
 
 
 @torch.inference_mode()
-def predict(head: TagHead, pictures: features.Features, device: torch.device, rest: nn.Module | None = None) -> Tensor:
-    """Logits (P, G) of pictures as they are; `rest` as in `fit`."""
+def predict(captioner: Captioner, pictures: features.Features, device: torch.device) -> Tensor:
+    """Logits (P, G) of pictures as they are."""
+    head = captioner.tags
+    assert head is not None
     head.eval()
     starts = range(0, len(pictures.pictures), BATCH)
     batches = [list(range(start, min(start + BATCH, len(pictures.pictures)))) for start in starts]
-    return torch.cat([head(_regions(pictures, rows, [0] * len(rows), device, rest)) for rows in batches])
+    return torch.cat([head(_regions(captioner, pictures, rows, [0] * len(rows), device)) for rows in batches])
 
 
 @torch.no_grad()
 def _regions(
-    pictures: features.Features, rows: list[int], views: list[int], device: torch.device, rest: nn.Module | None
+    captioner: Captioner, pictures: features.Features, rows: list[int], views: list[int], device: torch.device
 ) -> Tensor:
-    """What the encoder makes of some pictures, (B, L, D)."""
-    x = pictures.batch(rows, views, device).float()
-    return as_regions(x if rest is None else rest(x))
+    return regions_of(captioner, pictures.batch(rows, views, device), pictures.stages)
 
 
 def platt(logits: Tensor, targets: Tensor) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def _however_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(**given: Any) -> Guard:
     settings = {"workers": 2, "max_bytes": 20_000_000, "max_pixels": 50_000_000, "seconds": 60, "memory_mb": 1024,
-                "max_dear": 8}  # fmt: skip
+                "max_costly": 8}  # fmt: skip
     return Guard(PREPROCESS, Metrics(), **(settings | given))
 
 
@@ -197,7 +197,7 @@ def test_a_lying_header_cannot_take_more_memory_than_allowed() -> None:
 
 def test_an_ordinary_picture_is_answered_beside_hostile_ones() -> None:
     async def test() -> None:
-        async with running(workers=3, max_dear=16) as guard:
+        async with running(workers=3, max_costly=16) as guard:
             slow = [asyncio.ensure_future(guard.read(SCANS)) for _ in range(16)]
             await asyncio.sleep(0)
             for _ in range(3):
@@ -214,19 +214,19 @@ def test_an_ordinary_picture_is_answered_beside_hostile_ones() -> None:
 
 
 def test_dear_pictures_all_get_their_turn_and_too_many_are_refused() -> None:
-    dear = many_scans(1000, 300)
+    costly = many_scans(1000, 300)
 
     async def test() -> None:
-        async with running(workers=2, max_dear=2) as guard:
-            answers = await asyncio.gather(*(guard.read(dear) for _ in range(9)), return_exceptions=True)
+        async with running(workers=2, max_costly=2) as guard:
+            answers = await asyncio.gather(*(guard.read(costly) for _ in range(9)), return_exceptions=True)
             refused = [answer for answer in answers if isinstance(answer, Overloaded)]
             read = [answer for answer in answers if isinstance(answer, Decoded)]
             assert len(refused) + len(read) == 9
             assert read
             if refused:
                 assert refused[0].retry_after
-        async with running(workers=2, max_dear=9) as guard:
-            await asyncio.gather(*(guard.read(dear) for _ in range(9)))
+        async with running(workers=2, max_costly=9) as guard:
+            await asyncio.gather(*(guard.read(costly) for _ in range(9)))
 
     run(test)
 
@@ -436,7 +436,7 @@ def test_a_worker_that_answers_nonsense_is_not_believed() -> None:
             worker = guard._running[0]
             for reply in (REPLY.pack(0, 99, 1, 1, 0.0, False), REPLY.pack(77, 0, 1, 1, 0.0, False)):
                 with pytest.raises((ValueError, LookupError)):
-                    guard._settle(worker, job, reply)
+                    guard._complete(worker, job, reply)
             assert not job.future.done()
             job.future.cancel()
 

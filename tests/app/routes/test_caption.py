@@ -100,7 +100,10 @@ def test_parameters_reach_the_engine(
 ) -> None:
     seen = []
     generate = engine.generate
-    engine.generate = lambda regions, search, explain: (seen.append(search), generate(regions, search, explain))[1]  # type: ignore[method-assign,assignment,misc,func-returns-value]
+    engine.generate = lambda regions, search_config, explain: (
+        seen.append(search_config),
+        generate(regions, search_config, explain),
+    )[1]  # type: ignore[method-assign,assignment,misc,func-returns-value]
     assert post(client, query=query).status_code == 200
     assert seen == [expected]
 
@@ -117,9 +120,11 @@ def test_a_model_without_attention_explains_the_rest() -> None:
 
 def test_what_is_left_out_is_the_models_default() -> None:
     own = SearchConfig("sample", 2, 4, 9, temperature=0.7, top_p=0.8, seed=5)
-    assert CaptionParams().search(own) == own
-    assert CaptionParams(num_captions=1, top_p=0.5).search(own) == replace(own, num_captions=1, top_p=0.5)
-    assert CaptionParams(strategy="beam").search(own) == SearchConfig("beam", 4, 4, 9)  # as many beams as captions
+    assert CaptionParams().search_config(own) == own
+    assert CaptionParams(num_captions=1, top_p=0.5).search_config(own) == replace(own, num_captions=1, top_p=0.5)
+    assert CaptionParams(strategy="beam").search_config(own) == SearchConfig(
+        "beam", 4, 4, 9
+    )  # as many beams as captions
     documented = CaptionParams.model_json_schema()["properties"]
     ours = {"explain": False, "wording": "as-said", "num_tags": 10}  # no model has a say in these
     assert {name: schema["default"] for name, schema in documented.items() if schema["default"] is not None} == ours

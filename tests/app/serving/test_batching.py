@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.metrics import Metrics
-from app.serving.batching import Answer, Batcher, Line
+from app.serving.batching import Answer, Batcher, RequestQueue
 from model.config import SearchConfig
 from tests.app.fakes import POISON, FakeEngine, FakeLane, describe
 
@@ -24,16 +24,20 @@ def pixels(colour: Colour) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.broadcast_to(np.asarray(colour, np.uint8), (8, 8, 3))
 
 
-def right(answer: Answer, colour: Colour, search: SearchConfig = BEAM) -> bool:
-    return answer.captions[0].text == describe(np.asarray(colour), 0, search, False).text
+def right(answer: Answer, colour: Colour, search_config: SearchConfig = BEAM) -> bool:
+    return answer.captions[0].text == describe(np.asarray(colour), 0, search_config, False).text
 
 
 async def submit(
-    batcher: Batcher, colour: Colour, search: SearchConfig = BEAM, explain: bool = False, line: Line | None = None
+    batcher: Batcher,
+    colour: Colour,
+    search_config: SearchConfig = BEAM,
+    explain: bool = False,
+    request_queue: RequestQueue | None = None,
 ) -> Answer:
     """As the service does it: admitted, then captioned."""
     with batcher.admit():
-        return await batcher.submit(pixels(colour), search, explain, line)
+        return await batcher.submit(pixels(colour), search_config, explain, request_queue)
 
 
 async def free(batcher: Batcher) -> None:
@@ -80,7 +84,7 @@ def run(
     asyncio.run(main())
 
 
-async def settle(*awaitables: Awaitable[Any]) -> list[asyncio.Future[Any]]:
+async def started(*awaitables: Awaitable[Any]) -> list[asyncio.Future[Any]]:
     """Start them all, and let each run up to its first wait."""
     futures = [asyncio.ensure_future(a) for a in awaitables]
     for _ in range(3):
@@ -88,7 +92,7 @@ async def settle(*awaitables: Awaitable[Any]) -> list[asyncio.Future[Any]]:
     return futures
 
 
-def test_an_idle_batcher_does_not_wait_for_company() -> None:
+def test_an_idle_batcher_does_not_wait_for_more_pictures() -> None:
     engine = FakeEngine()
 
     async def test(batcher: Batcher) -> None:
@@ -105,9 +109,9 @@ def test_what_waits_while_one_batch_runs_is_the_next_batch() -> None:
     colours = [(i * 20, 255 - i * 20, 7) for i in range(9)]
 
     async def test(batcher: Batcher) -> None:
-        first = await settle(submit(batcher, (1, 1, 1)))
+        first = await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
-        rest = await settle(*(submit(batcher, c) for c in colours))
+        rest = await started(*(submit(batcher, c) for c in colours))
         gate.open()
         answers = await asyncio.gather(*first, *rest)
         assert engine.batches == [1, 8, 1]  # 8 at most
@@ -130,7 +134,7 @@ def test_a_batch_lets_pictures_that_are_being_decoded_join(batch_wait: float, ba
     async def test(batcher: Batcher) -> None:
         batcher.batch_wait = batch_wait
         soon, later = asyncio.Event(), asyncio.Event()
-        work = await settle(
+        work = await started(
             decoded_then_captioned(batcher, soon, 0), *(decoded_then_captioned(batcher, later, i) for i in (1, 2))
         )
         soon.set()
@@ -149,31 +153,31 @@ def test_a_picture_that_cannot_be_decoded_is_not_waited_for() -> None:
         batcher.batch_wait = 60
         with batcher.admit():
             with batcher.admit():
-                [waits] = await settle(batcher.submit(pixels((9, 9, 9)), BEAM, False))
+                [waits] = await started(batcher.submit(pixels((9, 9, 9)), BEAM, False))
             assert right(await waits, (9, 9, 9))
 
     run(test, FakeEngine())
 
 
-def test_different_wishes_share_the_encoder_but_not_the_search() -> None:
+def test_different_searches_share_the_encoder_but_not_the_search() -> None:
     gate, seen = Gate(), []
     engine = FakeEngine(lambda stage, size: (gate(stage, size), seen.append((stage, size)))[0])
-    wishes = [SearchConfig(beam_size=1), SearchConfig(beam_size=5), SearchConfig(beam_size=1)]
+    configs = [SearchConfig(beam_size=1), SearchConfig(beam_size=5), SearchConfig(beam_size=1)]
 
     async def test(batcher: Batcher) -> None:
-        await settle(submit(batcher, (1, 1, 1)))
+        await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
-        rest = await settle(*(submit(batcher, (i * 70, 0, 0), w) for i, w in enumerate(wishes)))
+        rest = await started(*(submit(batcher, (i * 70, 0, 0), w) for i, w in enumerate(configs)))
         gate.open()
         answers = await asyncio.gather(*rest)
-        assert all(right(a, (i * 70, 0, 0), w) for i, (a, w) in enumerate(zip(answers, wishes, strict=True)))
+        assert all(right(a, (i * 70, 0, 0), w) for i, (a, w) in enumerate(zip(answers, configs, strict=True)))
         # First what waits longest, with its like.
         assert seen == [("encode", 1), ("generate", 1), ("encode", 3), ("generate", 2), ("generate", 1)]
 
     run(test, engine)
 
 
-def test_explaining_is_a_wish_of_its_own() -> None:
+def test_explained_pictures_are_searched_apart() -> None:
     async def test(batcher: Batcher) -> None:
         plain, explained = await asyncio.gather(
             submit(batcher, (1, 2, 3)), submit(batcher, (1, 2, 3), BEAM, explain=True)
@@ -190,9 +194,9 @@ def test_a_cancelled_picture_never_enters_a_batch(cancelled: int) -> None:
     engine = FakeEngine(gate)
 
     async def test(batcher: Batcher) -> None:
-        await settle(submit(batcher, (1, 1, 1)))
+        await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
-        waiting = await settle(*(submit(batcher, (i, 0, 0)) for i in range(5)))
+        waiting = await started(*(submit(batcher, (i, 0, 0)) for i in range(5)))
         waiting[cancelled].cancel()
         await asyncio.sleep(0)
         gate.open()
@@ -206,12 +210,12 @@ def test_a_cancelled_picture_never_enters_a_batch(cancelled: int) -> None:
 def test_a_caller_gone_after_encoding_is_left_out_of_the_search() -> None:
     gate, sizes = Gate("generate"), []
     engine = FakeEngine(lambda stage, size: (sizes.append((stage, size)), gate(stage, size))[0])
-    cheap, dear = SearchConfig(beam_size=1), SearchConfig(beam_size=9)
+    cheap, costly = SearchConfig(beam_size=1), SearchConfig(beam_size=9)
 
     async def test(batcher: Batcher) -> None:
-        await settle(submit(batcher, (1, 1, 1)))
+        await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
-        stays, goes = await settle(submit(batcher, (2, 2, 2), cheap), submit(batcher, (3, 3, 3), dear))
+        stays, goes = await started(submit(batcher, (2, 2, 2), cheap), submit(batcher, (3, 3, 3), costly))
         gate.open(1)
         await gate.wait()  # both are encoded, the cheap search runs
         goes.cancel()
@@ -229,9 +233,9 @@ def test_one_bad_picture_does_not_fail_its_neighbours() -> None:
     colours: list[Colour] = [(10, 0, 0), POISON, (60, 0, 0), (90, 0, 0), POISON]
 
     async def test(batcher: Batcher) -> None:
-        await settle(submit(batcher, (1, 1, 1)))
+        await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
-        rest = await settle(*(submit(batcher, c) for c in colours))
+        rest = await started(*(submit(batcher, c) for c in colours))
         gate.open()
         answers = await asyncio.gather(*rest, return_exceptions=True)
         for colour, answer in zip(colours, answers, strict=True):
@@ -257,9 +261,9 @@ def test_a_failing_search_is_tried_one_by_one_too() -> None:
             raise MemoryError
 
     async def test(batcher: Batcher) -> None:
-        await settle(submit(batcher, (1, 1, 1)))
+        await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
-        rest = await settle(*(submit(batcher, (i * 60, 0, 0)) for i in range(4)))
+        rest = await started(*(submit(batcher, (i * 60, 0, 0)) for i in range(4)))
         gate.open()
         assert all(right(a, (i * 60, 0, 0)) for i, a in enumerate(await asyncio.gather(*rest)))
 
@@ -279,7 +283,7 @@ def test_a_failing_search_of_pictures_encoded_one_by_one_is_tried_one_by_one_too
     async def test(batcher: Batcher) -> None:
         with batcher.admit(8):
             with batcher._condition:  # all of them wait before a lane looks
-                work = await settle(*(batcher.submit(pixels((i * 30, 0, 0)), BEAM, False) for i in range(8)))
+                work = await started(*(batcher.submit(pixels((i * 30, 0, 0)), BEAM, False) for i in range(8)))
             answers = await asyncio.gather(*work)
         assert all(right(a, (i * 30, 0, 0)) for i, a in enumerate(answers))
 
@@ -304,15 +308,15 @@ def test_a_request_of_many_pictures_does_not_hold_up_one_of_one() -> None:
     gate, order = Gate(), []
     engine = FakeEngine(gate)
 
-    async def in_order(batcher: Batcher, name: str, line: deque[Any] | None) -> None:
-        await submit(batcher, (1, 1, 1), line=line)
+    async def in_order(batcher: Batcher, name: str, request_queue: deque[Any] | None) -> None:
+        await submit(batcher, (1, 1, 1), request_queue=request_queue)
         order.append(name)
 
     async def test(batcher: Batcher) -> None:
-        line: deque[Any] = deque()
-        many = await settle(*(in_order(batcher, "many", line) for _ in range(12)))
+        request_queue: deque[Any] = deque()
+        many = await started(*(in_order(batcher, "many", request_queue) for _ in range(12)))
         await gate.wait()
-        one = await settle(in_order(batcher, "one", None))
+        one = await started(in_order(batcher, "one", None))
         gate.open()
         await asyncio.gather(*many, *one)
         assert order.index("one") <= 3  # after the two that ran, in the very next batch
@@ -345,9 +349,9 @@ def test_stopping_answers_everything_accepted_and_refuses_the_rest() -> None:
                 await asyncio.sleep(0)  # decoding, say
                 return await batcher.submit(pixels((i, 0, 0)), BEAM, False)
 
-        work = await settle(*(accepted(i) for i in range(5)))
+        work = await started(*(accepted(i) for i in range(5)))
         await gate.wait()
-        [stop] = await settle(batcher.stop())
+        [stop] = await started(batcher.stop())
         assert not stop.done()
         gate.open()
         await stop
@@ -375,7 +379,7 @@ def test_lanes_work_side_by_side() -> None:
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:
-        work = await settle(*(submit(batcher, (i * 50, 0, 0)) for i in range(5)))
+        work = await started(*(submit(batcher, (i * 50, 0, 0)) for i in range(5)))
         for _ in range(3):
             await gate.wait()  # three are in the encoder at once
         assert batcher.engine_seconds > 0
@@ -398,7 +402,7 @@ def test_a_lane_takes_its_share_of_what_waits(batch_size: int, at_once: int, lar
         with batcher.admit(12):
             with batcher._condition:  # all of them wait before a lane looks
                 work = [batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(12)]
-                work = await settle(*work)
+                work = await started(*work)
             for _ in range(3):
                 await gate.wait()  # each has its share
             gate.open()
@@ -425,7 +429,7 @@ def test_a_lane_that_is_held_up_leaves_its_share_to_others() -> None:
     async def test(batcher: Batcher) -> None:
         with batcher.admit(9):
             with batcher._condition:  # all of them wait before a lane looks
-                work = await settle(*(batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(9)))
+                work = await started(*(batcher.submit(pixels((i * 20, 0, 0)), BEAM, False) for i in range(9)))
             await gate.wait()
             while sum(task.done() for task in work) < 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
@@ -440,7 +444,7 @@ def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest
     monkeypatch.setattr("app.serving.batching.own_cpus", lambda threads: list(range(10, 10 + threads)))
     gate, stayed = Gate(), []
     monkeypatch.setattr(
-        "app.serving.batching.stay_on", lambda cpus: stayed.append((threading.current_thread().name, sorted(cpus)))
+        "app.serving.batching.pin_thread", lambda cpus: stayed.append((threading.current_thread().name, sorted(cpus)))
     )
 
     async def test(batcher: Batcher) -> None:
@@ -451,7 +455,7 @@ def test_lanes_keep_to_a_cpu_each_but_not_for_a_lone_picture(monkeypatch: pytest
         await free(batcher)
         with batcher.admit(3):
             with batcher._condition:  # all of them wait before a lane looks
-                more = await settle(*(batcher.submit(pixels((i, 0, 0)), BEAM, False) for i in range(3)))
+                more = await started(*(batcher.submit(pixels((i, 0, 0)), BEAM, False) for i in range(3)))
             for _ in range(2):
                 await gate.wait()
             gate.open(3)
@@ -479,7 +483,7 @@ def test_an_engine_that_hangs_does_not_keep_the_process(monkeypatch: pytest.Monk
     gate = Gate()
 
     async def test(batcher: Batcher) -> None:
-        [work] = await settle(submit(batcher, (1, 1, 1)))
+        [work] = await started(submit(batcher, (1, 1, 1)))
         await gate.wait()
         work.cancel()
         await batcher.stop()
@@ -494,17 +498,17 @@ def test_an_engine_that_hangs_does_not_keep_the_process(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("lanes", [0, 1, 3])
 def test_answers_never_cross_under_failures_and_cancellations(lanes: int) -> None:
     rng = random.Random(0)
-    wishes = [BEAM, SearchConfig(beam_size=1), SearchConfig(strategy="sample", seed=3)]
+    configs = [BEAM, SearchConfig(beam_size=1), SearchConfig(strategy="sample", seed=3)]
 
     async def test(batcher: Batcher) -> None:
         done = {"right": 0, "failed": 0, "cancelled": 0}
 
-        async def client(line: deque[Any]) -> None:
+        async def client(request_queue: deque[Any]) -> None:
             for _ in range(25):
                 poison = rng.random() < 0.03
                 colour = POISON if poison else (rng.randrange(240), rng.randrange(256), rng.randrange(240))
-                search = rng.choice(wishes)
-                task = asyncio.ensure_future(submit(batcher, colour, search, line=line))
+                search_config = rng.choice(configs)
+                task = asyncio.ensure_future(submit(batcher, colour, search_config, request_queue=request_queue))
                 if rng.random() < 0.1:
                     await asyncio.sleep(rng.choice((0, 0, 0.001)))
                     task.cancel()
@@ -517,7 +521,7 @@ def test_answers_never_cross_under_failures_and_cancellations(lanes: int) -> Non
                     done["cancelled"] += 1
                 else:
                     assert not poison
-                    assert right(answer, colour, search)
+                    assert right(answer, colour, search_config)
                     done["right"] += 1
 
         lines: list[deque[Any]] = [deque() for _ in range(16)]

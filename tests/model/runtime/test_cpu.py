@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus, stay_on
+from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus, pin_thread
 
 
 @pytest.fixture(autouse=True)
@@ -81,13 +81,13 @@ def test_only_the_calling_thread_stays_where_it_is_told(monkeypatch: pytest.Monk
     one = {min(before)}
 
     def there() -> set[int]:
-        stay_on(one)
+        pin_thread(one)
         return os.sched_getaffinity(0)
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(there).result() == one
     assert os.sched_getaffinity(0) == before
-    stay_on({100_000})  # no such CPU: nothing happens
+    pin_thread({100_000})  # no such CPU: nothing happens
     assert os.sched_getaffinity(0) == before
 
 

@@ -42,7 +42,7 @@ def test_pictures_of_any_shape_are_prepared(name: str, loaded: dict[str, Caption
 
 @both
 @pytest.mark.parametrize(
-    "search",
+    "search_config",
     [
         SearchConfig(beam_size=1, max_length=6),
         SearchConfig(beam_size=3, num_captions=5, max_length=6),
@@ -50,15 +50,15 @@ def test_pictures_of_any_shape_are_prepared(name: str, loaded: dict[str, Caption
     ],
 )
 def test_a_batch_gives_what_each_picture_alone_gives(
-    name: str, search: SearchConfig, loaded: dict[str, CaptionEngine]
+    name: str, search_config: SearchConfig, loaded: dict[str, CaptionEngine]
 ) -> None:
     engine, pixels = loaded[name], pictures(5)
-    together = engine.caption(pixels, search)
+    together = engine.caption(pixels, search_config)
     assert len({found[0].text for found in together}) > 1  # the pictures matter
     for picture, found in zip(pixels, together, strict=True):
-        (alone,) = engine.caption(picture[None], search)
+        (alone,) = engine.caption(picture[None], search_config)
         assert [c.text for c in alone] == [c.text for c in found]
-        assert len({c.text for c in found}) == search.num_captions
+        assert len({c.text for c in found}) == search_config.num_captions
         for a, b in zip(alone, found, strict=True):
             assert a.log_probability == pytest.approx(b.log_probability, abs=1e-3)
 
@@ -80,8 +80,8 @@ def test_encoded_pictures_can_be_taken_apart_and_captioned_again(name: str, load
 def test_explaining_changes_nothing_else(name: str, loaded: dict[str, CaptionEngine]) -> None:
     engine = loaded[name]
     regions = engine.encode(pictures(3))
-    search = SearchConfig(num_captions=2, max_length=6)
-    plain, explained = engine.generate(regions, search), engine.generate(regions, search, explain=True)
+    search_config = SearchConfig(num_captions=2, max_length=6)
+    plain, explained = engine.generate(regions, search_config), engine.generate(regions, search_config, explain=True)
     for mine, theirs in zip(plain, explained, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             assert (a.text, a.log_probability) == (b.text, b.log_probability)

@@ -126,16 +126,16 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize(
-    "search", SEARCHES, ids=lambda s: f"{s.beam_size}-{s.num_captions}-{s.max_length}-{s.block_ngram}"
+    "search_config", SEARCHES, ids=lambda s: f"{s.beam_size}-{s.num_captions}-{s.max_length}-{s.block_ngram}"
 )
-def test_the_graph_searches_as_the_definition_does(search: SearchConfig, checkpoint: Path) -> None:
+def test_the_graph_searches_as_the_definition_does(search_config: SearchConfig, checkpoint: Path) -> None:
     engine = load_engine(checkpoint, "cpu", "openvino", threads=1, precision="f32")
     assert isinstance(engine, OpenVINOEngine)
     [lane] = engine.lanes
     regions = engine.encode(pictures(43, seed=3))
-    expected = beam_search(OpenVINOStepper(lane.step, regions), search)
-    found = lane.find(regions, search)
-    found[:2] = lane.find(regions.select([0]), search) + lane.find(regions.select([1]), search)
+    expected = beam_search(OpenVINOStepper(lane.step, regions), search_config)
+    found = lane.find(regions, search_config)
+    found[:2] = lane.find(regions.select([0]), search_config) + lane.find(regions.select([1]), search_config)
     assert {shape.pictures for shape in lane._searches} == {1, SEVERAL}
     assert engine.searched_at_once == SEVERAL
     assert len(found) == len(expected)
@@ -144,7 +144,7 @@ def test_the_graph_searches_as_the_definition_does(search: SearchConfig, checkpo
         for one, other in zip(mine, theirs, strict=True):
             assert one.score == pytest.approx(other.score, abs=1e-4)
             assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
-    assert len({mine[0].words for mine in found}) > (3 if search.max_length > 1 else 0)
+    assert len({mine[0].words for mine in found}) > (3 if search_config.max_length > 1 else 0)
 
 
 @pytest.mark.parametrize("embedded", [False, pytest.param(True, marks=with_embedded)], ids=["tiny", "embedded"])
@@ -154,11 +154,11 @@ def test_fewer_captions_are_the_first_of_more(checkpoint: Path, embedded: bool) 
     engine.reranker = None  # the search's own order
     drawn = [np.asarray(draw_pair(random.Random(i), engine.config.preprocess.size)[0]) for i in range(6)]
     [lane], regions = engine.lanes, engine.encode(np.stack(drawn) if embedded else pictures(43, seed=3))
-    search = SearchConfig(beam_size=5, length_penalty=2.0, max_length=20)  # long captions overtake
-    most = lane.find(regions, replace(search, num_captions=5))
+    search_config = SearchConfig(beam_size=5, length_penalty=2.0, max_length=20)  # long captions overtake
+    most = lane.find(regions, replace(search_config, num_captions=5))
     for count in range(1, 5):
-        assert lane.find(regions, replace(search, num_captions=count)) == [found[:count] for found in most]
-    # A longer caption with a better score is behind one that was settled before: what the rule is about.
+        assert lane.find(regions, replace(search_config, num_captions=count)) == [found[:count] for found in most]
+    # A longer caption with a better score is behind one that was final before: what the rule is about.
     assert not embedded or any(a.score < b.score for found in most for a, b in itertools.pairwise(found))
 
 
@@ -193,8 +193,11 @@ def test_the_embedded_model_searches_as_the_definition_does() -> None:
     regions = engine.encode(np.stack(drawn))
     [lane] = engine.lanes
     engine.reranker = None  # the search's own order
-    for search in (engine.config.search, SearchConfig(beam_size=3, num_captions=3, length_penalty=0.5)):
-        found, expected = lane.find(regions, search), beam_search(OpenVINOStepper(lane.step, regions), search)
+    for search_config in (engine.config.search, SearchConfig(beam_size=3, num_captions=3, length_penalty=0.5)):
+        found, expected = (
+            lane.find(regions, search_config),
+            beam_search(OpenVINOStepper(lane.step, regions), search_config),
+        )
         assert [[h.words for h in mine] for mine in found] == [[h.words for h in mine] for mine in expected]
 
 
@@ -203,9 +206,9 @@ def test_few_other_beam_sizes_have_a_graph_and_all_are_searched(checkpoint: Path
     assert isinstance(engine, OpenVINOEngine)
     lane, regions, own = engine.lanes[0], engine.encode(pictures(2)), engine.config.search.beam_size
     for beam_size in (1, 2, 3, 4, 5, 6, 7):
-        search = SearchConfig(beam_size=beam_size)
-        expected = beam_search(OpenVINOStepper(lane.step, regions), search)
-        assert [mine[0].words for mine in lane.find(regions, search)] == [mine[0].words for mine in expected]
+        search_config = SearchConfig(beam_size=beam_size)
+        expected = beam_search(OpenVINOStepper(lane.step, regions), search_config)
+        assert [mine[0].words for mine in lane.find(regions, search_config)] == [mine[0].words for mine in expected]
     others = [beam_size for beam_size in range(1, 8) if beam_size != own]
     assert {shape.hypotheses for shape in lane._searches} == {own, *others[: MAX_OTHER_SEARCHES // 2]}
 
@@ -214,10 +217,10 @@ def test_pictures_left_over_are_searched_without_a_graph(checkpoint: Path, monke
     monkeypatch.setattr("model.runtime.openvino_engine.MAX_OTHER_SEARCHES", 1)
     engine = load_engine(checkpoint, "cpu", "openvino", threads=1, precision="f32")
     assert isinstance(engine, OpenVINOEngine)
-    [lane], regions, search = engine.lanes, engine.encode(pictures(5)), SearchConfig(beam_size=2)
-    assert search.beam_size != engine.config.search.beam_size
-    expected = beam_search(OpenVINOStepper(lane.step, regions), search)
-    assert [mine[0].words for mine in lane.find(regions, search)] == [mine[0].words for mine in expected]
+    [lane], regions, search_config = engine.lanes, engine.encode(pictures(5)), SearchConfig(beam_size=2)
+    assert search_config.beam_size != engine.config.search.beam_size
+    expected = beam_search(OpenVINOStepper(lane.step, regions), search_config)
+    assert [mine[0].words for mine in lane.find(regions, search_config)] == [mine[0].words for mine in expected]
     assert [shape.pictures for shape in lane._searches] == [SEVERAL]
 
 
@@ -252,12 +255,12 @@ def test_threads_are_dealt_out_to_few_lanes(threads: int, shares: list[int], che
 def test_lanes_work_side_by_side_explaining_or_not(checkpoint: Path) -> None:
     engine = load_engine(checkpoint, "cpu", "openvino", threads=3)
     pixels = pictures(12)
-    search = SearchConfig(num_captions=2, max_length=6)
-    expected = engine.caption(pixels, search, explain=True)
+    search_config = SearchConfig(num_captions=2, max_length=6)
+    expected = engine.caption(pixels, search_config, explain=True)
 
     def caption(lane: Lane, rows: range, explain: bool) -> list[list[Caption]]:
         regions = [lane.encode(pixels[row : row + 1]) for row in rows]
-        return lane.generate(regions[0].join(regions), search, explain)
+        return lane.generate(regions[0].join(regions), search_config, explain)
 
     with ThreadPoolExecutor(3) as pool:
         for explain in (True, False):

@@ -4,7 +4,7 @@ import torch
 
 from model.config import SearchConfig
 from model.runtime.torch_engine import TorchStepper
-from model.search import search
+from model.search import find_hypotheses
 from model.vocabulary import START
 from tests.model.tiny import decoder, memory
 
@@ -33,5 +33,5 @@ def test_hypotheses_go_on_from_their_parents() -> None:
 def test_a_search_can_start_anew() -> None:
     made = decoder()
     stepper = TorchStepper(made, memory(made, 3))
-    first = search(stepper, SearchConfig(max_length=5))
-    assert search(stepper, SearchConfig(max_length=5)) == first
+    first = find_hypotheses(stepper, SearchConfig(max_length=5))
+    assert find_hypotheses(stepper, SearchConfig(max_length=5)) == first

@@ -88,17 +88,19 @@ def test_the_search_is_the_smallest_of_the_best(
     pictures = [Picture(f"{i}.png", (text,), "val", "mine", Path("none")) for i, text in enumerate(REFERENCES)]
 
     def candidates_of(engine: Any, pictures: Any, searches: Sequence[SearchConfig]) -> Any:
-        def said(search: SearchConfig) -> list[list[Caption]]:
-            texts = said_by.get((search.beam_size, search.length_penalty), (REFERENCES[0], "nothing", "nothing"))
+        def said(search_config: SearchConfig) -> list[list[Caption]]:
+            texts = said_by.get(
+                (search_config.beam_size, search_config.length_penalty), (REFERENCES[0], "nothing", "nothing")
+            )
             return [[Caption(text, -1.0)] for text in texts]
 
-        return [(pictures, None, [said(search) for search in searches])]
+        return [(pictures, None, [said(search_config) for search_config in searches])]
 
     config = SimpleNamespace(search=SearchConfig(), rerank=RerankConfig())
     monkeypatch.setattr(release, "load_engine", lambda *_: SimpleNamespace(config=config, reranker=None))
     monkeypatch.setattr(release, "candidates_of", candidates_of)
-    search, ranking, tried, compared = release.choose_search(Path("none"), None, pictures, {"mine": 1.0})  # type: ignore[arg-type]
-    assert (search.beam_size, search.length_penalty, search.num_captions) == (*expected, 1)
+    search_config, ranking, tried, compared = release.choose_search(Path("none"), None, pictures, {"mine": 1.0})  # type: ignore[arg-type]
+    assert (search_config.beam_size, search_config.length_penalty, search_config.num_captions) == (*expected, 1)
     assert ranking == config.rerank
     assert compared == []  # nothing ranks
     assert len(tried) == len(release.BEAMS) * len(release.LENGTH_PENALTIES) * len(release.BLOCKS)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model.captioner import TagHead
+from model.captioner import Captioner, TagHead
 from model.checkpoint import load_captioner, save_captioner
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.training import tiny
@@ -15,6 +16,8 @@ from training.commands import tags as tags_command
 from training.data import DataError, Picture
 from training.features import Features
 from training.finishing import tags
+
+STAGES = 9  # all of the encoder's: what is cached are its regions
 
 
 def pictures(*captions: str) -> list[Picture]:
@@ -30,7 +33,7 @@ def features(seed: int, count: int) -> Features:
         kind, region = int(rng.integers(2)), int(rng.integers(4))
         data[row, 0, kind].flat[region] += 3
         said.append(("a dog runs", "a cat runs")[kind])
-    return Features(data, np.zeros((count, 1), np.bool_), tuple(pictures(*said)), (), 9)
+    return Features(data, np.zeros((count, 1), np.bool_), tuple(pictures(*said)), (), STAGES)
 
 
 def test_tags_are_the_commonest_words_that_say_something() -> None:
@@ -50,11 +53,13 @@ def test_a_target_is_whether_any_caption_says_the_word() -> None:
 def test_a_head_learns_what_stands_in_some_region_and_its_probabilities_are_honest() -> None:
     torch.manual_seed(0)
     train, val = features(0, 200), features(1, 100)
-    head = TagHead(6, 2)
-    history = tags.fit(head, train, val, ["dog", "cat"], 100, tiny.CPU)
+    config = replace(tiny.recipe().model, tags=("dog", "cat"))
+    captioner = Captioner(config, Vocabulary((*SPECIAL, "a", "dog", "cat", "runs")))
+    captioner.tags = TagHead(6, 2)
+    history = tags.fit(captioner, train, val, 100, tiny.CPU)
     assert len(history) == 100
     assert max(epoch["val_map"] for epoch in history) > 95
-    p = tags.predict(head, val, tiny.CPU).sigmoid().numpy()
+    p = tags.predict(captioner, val, tiny.CPU).sigmoid().numpy()
     wanted = tags.targets_of(val.pictures, ["dog", "cat"])
     assert ((p > 0.5) == wanted).mean() > 0.9
     assert abs(p.mean() - wanted.mean()) < 0.05

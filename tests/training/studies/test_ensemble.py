@@ -14,7 +14,7 @@ from model.config import SearchConfig
 from model.decoder import Memory
 from model.errors import CheckpointError
 from model.runtime.torch_engine import TorchStepper
-from model.search import search
+from model.search import find_hypotheses
 from model.vocabulary import PAD, START, Vocabulary
 from tests.model.tiny import decoder, liven, memory
 from tests.training import tiny
@@ -72,9 +72,9 @@ def test_a_batch_finds_what_each_picture_finds_alone(seed: int, beam: int) -> No
         return EnsembleStepper([TorchStepper(made, part) for made, part in zip(decoders, parts, strict=True)])
 
     config = SearchConfig(beam_size=beam, max_length=6)
-    together = search(stepper(slice(None)), config)
+    together = find_hypotheses(stepper(slice(None)), config)
     for row, (found,) in enumerate(together):
-        ((alone,),) = search(stepper(slice(row, row + 1)), config)
+        ((alone,),) = find_hypotheses(stepper(slice(row, row + 1)), config)
         assert found.words == alone.words
         assert found.log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
 
