@@ -21,7 +21,7 @@ from model.vocabulary import END, PAD, START, Vocabulary
 from training import distributed
 from training.batching import Batch, CaptionSource
 from training.config import TrainConfig
-from training.scoring.bleu import SentenceBleu
+from training.scoring.bleu import BleuCounts, sentence_bleu
 from training.scoring.cider import CiderD
 from training.scoring.objects import Objects
 
@@ -152,7 +152,7 @@ class Reward:
 
     references: for each picture its captions as token ids. documents: how many of them, from the first, document
     frequencies come from. object_weight: added for each object that some reference names, taken for each other.
-    bleu_weight: added for each whole of `SentenceBleu`.
+    bleu_weight: how often the BLEU-4 of the sentence is added.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Reward:
         self.vocabulary, self.object_weight, self.bleu_weight = vocabulary, object_weight, bleu_weight
         ids = [[vocabulary.counted([*caption, END]) for caption in mine] for mine in references]
         self.cider = CiderD(ids, ids[:documents])
-        self.bleu = SentenceBleu(ids) if bleu_weight else None
+        self.bleu = BleuCounts(ids) if bleu_weight else None
         self.objects = Objects()
         self.named = [set().union(*map(self._objects, mine)) for mine in references] if object_weight else []
 
@@ -174,7 +174,7 @@ class Reward:
         counted = [self.vocabulary.counted(ids) for ids in captions]
         scores = self.cider.score(counted, rows)
         if self.bleu:
-            scores += self.bleu_weight * self.bleu.score(counted, rows)
+            scores += self.bleu_weight * sentence_bleu(self.bleu(counted, rows))
         if self.object_weight:
             for i, (ids, row) in enumerate(zip(captions, rows, strict=True)):
                 said = self._objects(ids)
