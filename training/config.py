@@ -37,6 +37,7 @@ class TrainConfig:
     samples: int = 5  # candidates a picture for the cider objective
     candidates: Literal["drawn", "beam"] = "drawn"  # from the model's probabilities, or those that beam search finds
     object_weight: float = 0.0  # cider: what an object that a reference names adds, and any other takes away
+    bleu_weight: float = 0.0  # cider: what BLEU-4 of the sentence, 0 to 1, adds
     likelihood_weight: float = 0.0  # cider: the likelihood loss is added with this weight, which keeps words calibrated
     teacher_share: float = 0.0  # of the likelihood loss that follows the teachers' probabilities, not the words said
     patience: int = 5  # epochs without a better validation CIDEr before stopping

@@ -51,13 +51,14 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> C
         vocabulary = Vocabulary(vocabulary.words, learn_capitals(captions))
         weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
         return Captioner(model, vocabulary, weights)
-    captioner = load_captioner(init)
+    captioner = to_train_on(load_captioner(init), encoder_changes=recipe.train_stages > 0)
     sizes = replace(
         captioner.config, name=model.name, version=model.version, search=model.search, temperature=model.temperature,
         decoder=replace(captioner.config.decoder, dropout=model.decoder.dropout),
     )  # fmt: skip
+    recipes = replace(sizes, tags=model.tags, things=model.things)  # no recipe names them
     mine = {"vocabulary": recipe.vocabulary, **flattened(asdict(model), "model.")}
-    theirs = {"vocabulary": vocabulary_kind(captioner.vocabulary), **flattened(asdict(sizes), "model.")}
+    theirs = {"vocabulary": vocabulary_kind(captioner.vocabulary), **flattened(asdict(recipes), "model.")}
     if other := [f"{key} is {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]:
         raise ConfigError(f"the recipe conflicts with the checkpoint {init}: {'; '.join(other)}; leave these keys out")
     if recipe.extend and captioner.vocabulary.in_pieces:
@@ -67,6 +68,21 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> C
         captioner = extended(captioner, new)
     captioner.config = sizes
     captioner.decoder.dropout.p = model.decoder.dropout
+    return captioner
+
+
+def to_train_on(captioner: Captioner, encoder_changes: bool) -> Captioner:
+    """`captioner` without what was fitted to the weights that training is about to change.
+
+    That is what similar pictures are found by, and the reliability below which a caption needs a review; where the
+    encoder changes too, the tags. `training.finishing` fits them anew.
+    """
+    none = ModelConfig()
+    captioner.feature = None
+    captioner.config = replace(captioner.config, rerank=none.rerank, review_below=none.review_below)
+    if encoder_changes:
+        captioner.tags = None
+        captioner.config = replace(captioner.config, tags=none.tags, things=none.things)
     return captioner
 
 

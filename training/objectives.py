@@ -21,6 +21,7 @@ from model.vocabulary import END, PAD, START, Vocabulary
 from training import distributed
 from training.batching import Batch, CaptionSource
 from training.config import TrainConfig
+from training.scoring.bleu import BleuCounts, sentence_bleu
 from training.scoring.cider import CiderD
 from training.scoring.objects import Objects
 
@@ -40,7 +41,9 @@ class Objective:
         if config.objective == "cider":
             # Mirrored pictures have references of their own, in the second half.
             references = [*source.ids, *source.mirrored_ids]
-            self.reward = Reward(captioner.vocabulary, references, self.pictures, config.object_weight)
+            self.reward = Reward(
+                captioner.vocabulary, references, self.pictures, config.object_weight, config.bleu_weight
+            )
 
     def __call__(self, batch: Batch, own_share: float) -> tuple[Tensor, float]:
         """The loss of a batch, and the value of `metric`."""
@@ -146,10 +149,11 @@ def cider_loss(
 
 
 class Reward:
-    """What a caption of a training picture earns: CIDEr-D, and something for every object it names.
+    """What a caption of a training picture earns: CIDEr-D, and something for BLEU and for every object it names.
 
     references: for each picture its captions as token ids. documents: how many of them, from the first, document
     frequencies come from. object_weight: added for each object that some reference names, taken for each other.
+    bleu_weight: how often the BLEU-4 of the sentence is added.
     """
 
     def __init__(
@@ -158,15 +162,20 @@ class Reward:
         references: Sequence[Sequence[Sequence[int]]],
         documents: int,
         object_weight: float,
+        bleu_weight: float = 0.0,
     ) -> None:
-        self.vocabulary, self.object_weight = vocabulary, object_weight
+        self.vocabulary, self.object_weight, self.bleu_weight = vocabulary, object_weight, bleu_weight
         ids = [[vocabulary.counted([*caption, END]) for caption in mine] for mine in references]
         self.cider = CiderD(ids, ids[:documents])
+        self.bleu = BleuCounts(ids) if bleu_weight else None
         self.objects = Objects()
         self.named = [set().union(*map(self._objects, mine)) for mine in references] if object_weight else []
 
     def __call__(self, captions: Sequence[Sequence[int]], rows: Sequence[int]) -> NDArray[np.float64]:
-        scores = self.cider.score([self.vocabulary.counted(ids) for ids in captions], rows)
+        counted = [self.vocabulary.counted(ids) for ids in captions]
+        scores = self.cider.score(counted, rows)
+        if self.bleu:
+            scores += self.bleu_weight * sentence_bleu(self.bleu(counted, rows))
         if self.object_weight:
             for i, (ids, row) in enumerate(zip(captions, rows, strict=True)):
                 said = self._objects(ids)

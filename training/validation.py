@@ -40,11 +40,11 @@ def with_few_pictures(pictures: Sequence[Picture], weights: Mapping[str, float])
     return [name for name in deciding if counts[name] < FEWEST]
 
 
-def chosen_by(cider: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The mean of the sets' CIDEr with these weights; without any the first set's."""
+def chosen_by(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The mean of the sets' scores with these weights; without any the first set's."""
     if not weights:
-        return next(iter(cider.values()))
-    return sum(cider[name] * weight for name, weight in weights.items()) / sum(weights.values())
+        return next(iter(scores.values()))
+    return sum(scores[name] * weight for name, weight in weights.items()) / sum(weights.values())
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ import torch
 
 from model.captioner import Captioner
 from model.checkpoint import load_captioner, open_checkpoint, save_captioner
-from model.config import EncoderConfig, SearchConfig
+from model.config import EncoderConfig, RerankConfig, SearchConfig
 from model.encoder import fold_norms
 from model.errors import ConfigError
 from model.vocabulary import SPECIAL, Vocabulary
@@ -435,6 +435,26 @@ def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
     save_captioner(captioner, tmp_path / "init", {})
     best = run(tiny.recipe(epochs=1), data, tmp_path / "run", cache, init=tmp_path / "init")
     assert open_checkpoint(best).config.temperature == 1.0
+
+
+@pytest.mark.parametrize("stages", [0, 1])
+def test_training_goes_on_from_a_release(stages: int, data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    """What was fitted to weights that change is left behind: tags are of the encoder, the ranking of both."""
+    config = replace(
+        tiny.recipe().model, tags=("red", "circle"), things=("circle",), rerank=RerankConfig(size=4), review_below=0.3
+    )
+    released = Captioner(config, tiny.captioner(data).vocabulary)
+    save_captioner(released, tmp_path / "release", {})
+    recipe = replace(tiny.recipe(epochs=1), train_stages=stages)
+    after = load_captioner(run(recipe, data, tmp_path / "run", cache, init=tmp_path / "release"))
+    assert (after.config.rerank, after.config.review_below) == (RerankConfig(), 0.0)
+    assert after.feature is None
+    if stages:
+        assert (after.config.tags, after.config.things, after.tags) == ((), (), None)
+    else:
+        assert (after.config.tags, after.config.things) == (config.tags, config.things)
+        assert after.tags is not None and released.tags is not None
+        assert_same(after.tags.state_dict(), released.tags.state_dict())
 
 
 @torch.no_grad()

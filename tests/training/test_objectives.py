@@ -19,7 +19,7 @@ from model.captioner import Captioner
 from model.config import SearchConfig
 from model.decoder import Memory
 from model.search import find_hypotheses
-from model.vocabulary import END, PAD, START, UNKNOWN, words_of
+from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, words_of
 from tests.model.tiny import liven
 from tests.training import tiny
 from training import objectives
@@ -29,7 +29,7 @@ from training.config import TrainConfig
 from training.data import Picture
 from training.features import Features
 from training.language.sides import mirrored
-from training.objectives import cider_loss, draw, likelihood_loss, memory_of
+from training.objectives import Reward, cider_loss, draw, likelihood_loss, memory_of
 from training.optimisation import TrainingDiverged, WeightAverage, descend, training_mode
 from training.scoring.cider import CiderD
 from training.validation import evaluate
@@ -370,6 +370,19 @@ def test_cider_loss_prefers_the_better_sample(captioner: Captioner) -> None:
     finally:
         captioner.decoder.load_state_dict(kept)
         captioner.zero_grad()
+
+
+def test_a_reward_adds_what_bleu_and_right_objects_are_worth() -> None:
+    vocabulary = Vocabulary((*SPECIAL, "a", "and", "dog", "runs", "cat"))
+    references = [[vocabulary.encode("a dog runs")], [vocabulary.encode("a cat")]]
+    captions = [[*vocabulary.encode(text), END] for text in ("a dog runs", "a dog and a cat", "runs")]
+    cider, objects, bleu = (Reward(vocabulary, references, 2, *weights) for weights in ((0,), (0.5,), (0, 2.0)))
+    plain = cider(captions, [0, 0, 0])
+    # A dog is there, a cat is not; "runs" names nothing.
+    np.testing.assert_allclose(objects(captions, [0, 0, 0]) - plain, [0.5, 0.0, 0.0])
+    whole, part, _ = (bleu(captions, [0, 0, 0]) - plain) / 2
+    assert whole == pytest.approx(1.0)
+    assert 0 < part < 1
 
 
 def test_samples_of_equal_reward_teach_nothing(captioner: Captioner) -> None:

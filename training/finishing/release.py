@@ -33,13 +33,14 @@ from training.evaluation import Result, candidates_of, describe, evaluate
 from training.finishing import calibrate, rerank
 from training.finishing.export import export
 from training.finishing.quantise import calibration_pictures
+from training.scoring.bleu import BleuCounts, corpus_bleu
 from training.scoring.cider import CiderD
 from training.scoring.metrics import repeats_bigram, require_java
 from training.validation import best_epoch, chosen_by
 
 log = logging.getLogger("training.release")
 
-BEAMS, LENGTH_PENALTIES, BLOCKS = (3, 5, 10), (0.7, 1.0, 1.3), (2, 3)
+BEAMS, LENGTH_PENALTIES, BLOCKS = (3, 5, 10), (0.5, 0.7, 1.0, 1.3), (2, 3)
 FEATURE_SIZE = 96  # numbers that similar pictures are found by
 RIGHT = 90.0  # percent of the objects in captions above the threshold for a review that are to be right
 
@@ -52,10 +53,8 @@ def choose_search(
     Last, what each witness adds to the ranking of that search's candidates (`rerank.compare`).
 
     Their sum, percent, sets weighted as `weights` says. Of searches within 0.3 of the best one, one that repeats few
-    bigrams, then the smallest beam. For each search the ranking has the best CIDEr.
+    bigrams, then the smallest beam. For each search the ranking is chosen likewise (`rerank.choose`).
     """
-    from pycocoevalcap.bleu.bleu import Bleu
-
     engine = load_engine(folder, "cpu")
     reranker, engine.reranker = engine.reranker, None  # the search's own order: its candidates are wanted
     searches = [
@@ -90,9 +89,8 @@ def choose_search(
         for source, some in rows.items():
             scorer = CiderD([references[i] for i in some])
             cider[source] = round(100 * float(scorer.score([words[i] for i in some], range(len(some))).mean()), 2)
-            truth = {i: [" ".join(said) for said in references[i]] for i in some}
-            scores, _ = Bleu(4).compute_score(truth, {i: [" ".join(words[i])] for i in some}, verbose=0)
-            bleu[source] = round(100 * scores[3], 2)
+            counts = BleuCounts([references[i] for i in some])([words[i] for i in some], range(len(some)))
+            bleu[source] = round(100 * corpus_bleu(counts), 2)
         tried.append(
             {
                 "beam_size": search_config.beam_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from training import features
 from training.augment import AugmentConfig
 from training.data import Picture
 from training.objectives import regions_of
+from training.scoring.bleu import BleuCounts, corpus_bleu
 from training.scoring.cider import CiderD
 from training.scoring.metrics import bootstrap, interval
+from training.validation import chosen_by
 
 log = logging.getLogger("training.rerank")
 
@@ -82,6 +84,7 @@ class Candidates:
     """What a search found for one picture: what each is worth, and what speaks for it; all (C,)."""
 
     cider: NDArray[np.float64]  # against the references, percent
+    bleu: NDArray[np.float64]  # (C, 6), `BleuCounts`
     search: NDArray[np.float64]
     consensus: Mapping[int, NDArray[np.float32]]  # by the number of neighbours
     tags: NDArray[np.float64]
@@ -107,22 +110,25 @@ def weigh(
     config = captioner.config
     places = tag_places(captioner.vocabulary, config.tags)
     things = tag_places(captioner.vocabulary, config.tags, config.things)
-    scorers: dict[str, tuple[CiderD, dict[str, int]]] = {}
+    scorers: dict[str, tuple[CiderD, BleuCounts, dict[str, int]]] = {}
     for source in dict.fromkeys(picture.source for picture in pictures):
         mine = [picture for picture in pictures if picture.source == source]
-        scorer = CiderD([[words_of(caption) for caption in picture.captions] for picture in mine])
-        scorers[source] = scorer, {picture.name: row for row, picture in enumerate(mine)}
+        references = [[words_of(caption) for caption in picture.captions] for picture in mine]
+        names = {picture.name: row for row, picture in enumerate(mine)}
+        scorers[source] = CiderD(references), BleuCounts(references), names
     weighed = []
     for picture, captions, feature, seen in zip(pictures, found, features, tags, strict=True):
-        scorer, row = scorers[picture.source]
+        cider, bleu, names = scorers[picture.source]
+        said, rows = [words_of(caption.text) for caption in captions], [names[picture.name]] * len(captions)
         words = [[ids[token.text] for token in caption.tokens] for caption in captions]
         weighed.append(
             Candidates(
-                100 * scorer.score([words_of(c.text) for c in captions], [row[picture.name]] * len(captions)),
+                100 * cider.score(said, rows),
+                bleu(said, rows),
                 np.array([c.log_probability / len(c.tokens) ** length_penalty for c in captions]),
                 {count: neighbours.consensus(feature, words, count) for count in NEIGHBOURS},
-                np.array([agreement(said, places, seen) for said in words]),
-                np.array([log_odds(said, things, seen).sum() for said in words]),
+                np.array([agreement(mine, places, seen) for mine in words]),
+                np.array([log_odds(mine, things, seen).sum() for mine in words]),
             )
         )
     return weighed
@@ -136,20 +142,25 @@ def choose(
     tags: Sequence[float] = TAG_WEIGHTS,
     things: Sequence[float] = THING_WEIGHTS,
 ) -> tuple[RerankConfig, list[dict[str, Any]]]:
-    """The settings with the best mean CIDEr, sets weighted as `weights` says, of those tried; and what each gave."""
-    tried: list[tuple[float, RerankConfig, dict[str, float]]] = []
+    """The settings with the best sum of CIDEr and BLEU-4, percent, of those tried; and what each gave.
+
+    weights: what each set's sum counts in their mean.
+    """
+    tried: list[dict[str, Any]] = []
+    rows = {source: np.flatnonzero([name == source for name in sources]) for source in weights}
     of_tags = tags if any(mine.tags.any() for mine in candidates) else (0.0,)
     of_things = things if any(mine.things.any() for mine in candidates) else (0.0,)
     for count, search, tag, thing in itertools.product(NEIGHBOURS, SEARCH_WEIGHTS, of_tags, of_things):
         config = replace(base, neighbours=count, search=search, tags=tag, things=thing)
-        ciders = np.array([mine.cider[mine.chosen(config)] for mine in candidates])
-        by_set = {
-            source: float(ciders[[name == source for name in sources]].mean()) for source in dict.fromkeys(sources)
-        }
-        mean = sum(by_set[name] * weight for name, weight in weights.items()) / sum(weights.values())
-        tried.append((mean, config, by_set))
-    _, best, _ = max(tried, key=lambda row: row[0])
-    return best, [{**asdict(config), "cider": by_set, "mean": mean} for mean, config, by_set in tried]
+        places = [mine.chosen(config) for mine in candidates]
+        cider = np.array([mine.cider[place] for mine, place in zip(candidates, places, strict=True)])
+        counts = np.array([mine.bleu[place] for mine, place in zip(candidates, places, strict=True)])
+        ciders = {source: float(cider[some].mean()) for source, some in rows.items()}
+        bleus = {source: 100 * corpus_bleu(counts[some]) for source, some in rows.items()}
+        mean = chosen_by(ciders, weights) + chosen_by(bleus, weights)
+        tried.append({"config": config, "CIDEr": ciders, "BLEU-4": bleus, "mean": mean})
+    best: RerankConfig = max(tried, key=lambda row: row["mean"])["config"]
+    return best, tried
 
 
 def compare(
