@@ -19,10 +19,11 @@ FROM build AS build-cpu
 SHELL ["/bin/bash", "-c"]
 COPY --from=requirements /cpu.txt /
 RUN pip --python /venv/bin/python install --no-cache-dir --constraint /constraints.txt --requirement /cpu.txt \
-    # OpenVINO's plugins for other devices and its readers of other formats: half of it, and never loaded here.
-    && rm -r /venv/lib/python3.*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_*.so \
-             /venv/lib/python3.*/site-packages/openvino/libs/libopenvino_{gguf,jax,onnx,paddle,pytorch,tensorflow,tensorflow_lite}_frontend.so.* \
-             /venv/lib/python3.*/site-packages/openvino/libs/cache.json
+    # OpenVINO's plugins for other devices and its readers of other formats: half of it, and never loaded here. (Its
+    # packages for ARM lack some.)
+    && rm -rf /venv/lib/python3.*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_*.so \
+              /venv/lib/python3.*/site-packages/openvino/libs/libopenvino_{gguf,jax,onnx,paddle,pytorch,tensorflow,tensorflow_lite}_frontend.so.* \
+              /venv/lib/python3.*/site-packages/openvino/libs/cache.json
 
 FROM build-cpu AS build-ray
 COPY --from=requirements /ray.txt /

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,8 @@ def multiplies_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
     Without it 8-bit sums would overflow, or take as long as floats.
     """
+    if platform.machine() != "x86_64":  # an emulated processor may be shown the flags of the one below it
+        return False
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit and not any(word in limit for word in ("VNNI", "BF16", "FP16", "AMX", "ALL", "DEFAULT", "AVX10")):
         return False

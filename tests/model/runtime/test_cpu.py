@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,11 +107,18 @@ def test_only_the_calling_thread_stays_where_it_is_told(monkeypatch: pytest.Monk
 def test_8_bit_sums_need_an_instruction_of_their_own(
     flags: str, limit: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit is not None:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
     assert multiplies_8_bits(tmp_path / "cpuinfo") is expected
+
+
+def test_an_emulated_processor_is_not_the_one_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx2 avx512_vnni\n")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not multiplies_8_bits(tmp_path / "cpuinfo")
 
 
 def test_a_processor_that_says_nothing_of_itself_has_none(tmp_path: Path) -> None:
