@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +27,8 @@ from app.serving.service import CaptionService, open_engine
 from app.settings import Settings, from_environment
 from model.runtime.engine import CaptionEngine
 
+TURN = 0.0005  # seconds
+
 
 def create_app(
     settings: Settings | None = None, engine: CaptionEngine | None = None, tracer: tracing.Tracer | None = None
@@ -46,7 +49,7 @@ def create_app(
         service.tracer = tracer
         app.state.service = service
         await service.start()
-        with _unready_first(service, settings.drain_delay), _start_up_frozen():
+        with _unready_first(service, settings.drain_delay), _start_up_frozen(), _short_turns():
             yield
         await service.stop()
         if tracer:
@@ -124,6 +127,20 @@ def _unready_first(service: CaptionService, delay: float) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let the event loop wait for the interpreter no longer than `TURN` seconds a thread.
+
+    It asks for it after each read and write, and the lanes' threads would keep it for Python's 5 ms each time.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager

@@ -97,13 +97,14 @@ class Worker:
     """A process that decodes, or one that is being forked (`pid` 0)."""
 
     channel: socket.socket
+    file: int  # the memory shared with it; written as a file, which touches no pages here
     shared: mmap.mmap
     pid: int = 0
     job: Job | None = None
     begun: float = 0.0  # when the job did, by `time.monotonic`
     cpu: float = 0.0  # seconds that the process had used then
     served: int = 0
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None  # when to look how far it is, or to lose patience
     ended: str | None = None  # why we ended it
 
     def cpu_seconds(self) -> float:
@@ -231,31 +232,44 @@ class Guard:
     def _assign(self, worker: Worker, job: Job) -> None:
         worker.job, worker.begun, worker.cpu = job, time.monotonic(), worker.cpu_seconds()
         worker.served += 1
-        worker.shared[: len(job.data)] = job.data
+        try:
+            os.pwrite(worker.file, job.data, 0)
+        except OSError as error:
+            logger.error("there is no memory for a picture: %s", error)
+            worker.job = None
+            self._retry(job, "memory")
+            return
         memory = self.memory_mb * MEBIBYTE // (1 if job.large else QUICK_SHARE)
         try:
             worker.channel.send(REQUEST.pack(len(job.data), memory))
         except OSError:
             self._requeue(worker)
             return
-        worker.timer = asyncio.get_running_loop().call_later(QUICK, self._check_progress, worker)
+        self._check_progress(worker)
 
     def _check_progress(self, worker: Worker) -> None:
-        """See how far a picture is that has not been quick."""
-        if worker.ended or worker.job is None:
+        """See how far a picture is, until it is done or has not been quick."""
+        job = worker.job
+        if worker.ended or job is None:
             return
-        used, quick = worker.cpu_seconds() - worker.cpu, QUICK + QUICK_PER_BYTE * len(worker.job.data)
-        if used >= quick:
-            worker.job.costly = True
-        if time.monotonic() - worker.begun > PATIENCE * self.seconds:
+        left = worker.begun + PATIENCE * self.seconds - time.monotonic()
+        more = QUICK + QUICK_PER_BYTE * len(job.data) - (worker.cpu_seconds() - worker.cpu)
+        loop = asyncio.get_running_loop()
+        if left <= 0:
             self._end(worker, "slow")
-        elif worker.job.costly and not worker.job.wanted:
-            self._end(worker, "unwanted")
-        else:
-            wait = QUICK if worker.job.costly else max(quick - used, 0.01)
-            worker.timer = asyncio.get_running_loop().call_later(wait, self._check_progress, worker)
-            if worker.job.costly:
+        elif more > 0 and not job.costly:
+            worker.timer = loop.call_later(min(max(more, 0.01), left), self._check_progress, worker)
+        else:  # from now on nothing but its end, its caller's or our patience's is of interest
+            worker.timer = loop.call_later(left, self._check_progress, worker)
+            job.future.add_done_callback(lambda _: self._unwanted(worker, job))
+            if not job.costly:
+                job.costly = True
                 self._dispatch()
+
+    def _unwanted(self, worker: Worker, job: Job) -> None:
+        """The caller of a costly picture has gone or been answered."""
+        if worker in self._running and worker.job is job and not worker.ended:
+            self._end(worker, "unwanted")
 
     # --- the workers -----------------------------------------------------------------------------
 
@@ -268,14 +282,14 @@ class Guard:
             try:
                 os.ftruncate(file, size)
                 fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                worker = Worker(ours, mmap.mmap(file, size))
+                worker = Worker(ours, file, mmap.mmap(file, size))
                 socket.send_fds(self._control, [COMMAND.pack(FORK, 0)], [theirs.fileno(), file])
             except OSError:  # the process that forks has just ended; reading its socket tells
                 ours.close()
+                os.close(file)
                 return
             finally:
                 theirs.close()
-                os.close(file)
             ours.setblocking(False)
             self._running.append(worker)
             self._forking.append(worker)
@@ -362,6 +376,7 @@ class Guard:
         asyncio.get_running_loop().remove_reader(worker.channel.fileno())
         worker.channel.close()
         worker.shared.close()
+        os.close(worker.file)
 
     def _on_exit(self, worker: Worker, status: int) -> None:
         job, number = worker.job, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from model.runtime import results
 from model.runtime.results import ALTERNATIVES, StepDetails, captions_of, forced_words
 from model.search import Hypothesis
 from model.vocabulary import END, PAD, SPECIAL, START, Vocabulary
@@ -84,3 +86,19 @@ def test_alternatives_are_the_likeliest_other_words() -> None:
     assert [other.text for other in a.alternatives] == ["dog", "runs", "cat", "."]
     assert [other.probability for other in a.alternatives] == pytest.approx([0.4, 0.2, 0.15, 0.1])
     assert len(a.alternatives) == ALTERNATIVES
+
+
+def test_the_likeliest_of_many_words_are_found_without_sorting_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sort, sorted_at_once = np.argsort, []
+
+    def argsort(values: np.ndarray, **given: Any) -> np.ndarray:
+        sorted_at_once.append(len(values))
+        return sort(values, **given)
+
+    monkeypatch.setattr(results.np, "argsort", argsort)
+    rng = np.random.default_rng(0)
+    for row in (rng.normal(size=9000), rng.integers(0, 3000, 9000), rng.normal(size=3)):
+        values = row.astype(np.float32)
+        expected = sort(-values, kind="stable")[:5]
+        np.testing.assert_array_equal(results._best(values, 5), expected)  # also which of equal ones
+    assert max(sorted_at_once) < 50
