@@ -308,6 +308,26 @@ def test_scripts_can_be_run(script: str) -> None:
     assert os.access(ROOT / "scripts" / script, os.X_OK)
 
 
+def test_uv_is_told_what_pip_is_configured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import uv_pip
+
+    listed = """
+:env:.find-links='/a'
+global.cert='/c.pem'
+global.extra-index-url='https://one/simple\\nhttps://two/simple'
+global.find-links='/b /c'
+global.no-color='true'
+install.index-url='https://me:secret=@three/simple'
+"""
+    assert uv_pip.settings(listed) == {
+        "SSL_CERT_FILE": "/c.pem",
+        "UV_DEFAULT_INDEX": "https://me:secret=@three/simple",
+        "UV_FIND_LINKS": "/a",
+        "UV_INDEX": "https://one/simple https://two/simple",
+    }
+
+
 STAY_AT_HOME = """
 import os
 import sys

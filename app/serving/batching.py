@@ -171,7 +171,18 @@ class Batcher:
             if len(request_queue) == 1:
                 self._request_queues.append(request_queue)
             self._condition.notify()
-        return await item.future
+        try:
+            return await item.future
+        finally:
+            self._forget(item, line)
+
+    def _forget(self, item: Item, line: Line) -> None:
+        """Whom nobody waits for any more waits no longer: while the engine is busy, its pixels would stay."""
+        with self._condition:
+            if item in line:
+                line.remove(item)
+                if not line:
+                    self._lines.remove(line)
 
     def _count(self, pictures: int) -> None:
         with self._condition:

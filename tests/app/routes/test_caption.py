@@ -530,7 +530,7 @@ def test_32_clients_get_their_own_answers(lanes: int) -> None:
 @pytest.mark.parametrize("path", ["/caption", "/captions"])
 def test_what_failed_does_not_stay_in_memory(engine: FakeEngine, path: str, ending: str) -> None:
     size, times, go = 500_000, 8, threading.Event()
-    engine.on_batch = lambda stage, number: assert_(go.wait(60))
+    engine.on_batch = lambda stage, number: assert_(go.wait(300))  # longer than `until` waits
     one = (b"" if ending == "broken" else GREEN) + bytes(size)
     part = b'--b\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\n\r\n%s\r\n'
     form = (part % (path[1:].replace("caption", "image").encode(), one)) * (2 if path == "/captions" else 1) + b"--b--"

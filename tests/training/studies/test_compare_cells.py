@@ -16,6 +16,7 @@ from model.checkpoint import load_captioner
 from model.config import CellKind
 from tests.training.shapes import write_shapes
 from tests.training.tiny import ENCODER
+from training.commands import compare_cells as command
 from training.commands.compare_cells import main
 from training.studies import compare_cells
 from training.studies.compare_cells import (
@@ -94,10 +95,11 @@ def test_the_interval_is_students() -> None:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Budgets that end soon."""
-    monkeypatch.setattr(compare_cells, "SEEDS", 2)
-    monkeypatch.setattr(compare_cells, "TRAINED_SEEDS", 2)
-    monkeypatch.setattr(compare_cells, "MemoryTask", partial(MemoryTask, hidden_size=4, batch=2, updates=1, test=10))
+    """Budgets that end soon, of the study and of the command, which has the same names."""
+    task = partial(MemoryTask, hidden_size=4, batch=2, updates=1, test=10)
+    for module in (compare_cells, command):
+        for name, value in (("SEEDS", 2), ("TRAINED_SEEDS", 2), ("MemoryTask", task)):
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -115,6 +117,7 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert columns(text, kind) == [table, table, 6, table]
     assert columns(text, PLAIN) == [6, table]
     assert "seeds 0 to 1: 1 epochs on 8 pictures of shapes" in text
+    assert "(4 states) learns it from 1 batches of 2 sequences" in text  # the small task, not the one of the page
     for name in ("memory", "cells"):
         with Image.open(tmp_path / "docs" / "images" / f"{name}.png") as image:
             assert image.width > 1000
