@@ -123,6 +123,8 @@ async def from_base64(text: bytearray, limit: int) -> bytes:
     digits = text.find(b"=") % (len(text) + 1)  # all of it, where there is no padding
     if (size := 3 * digits // 4) > limit:
         raise TooLarge(f"the picture has {size} bytes; the limit is {limit}")
+    if digits % 4 == 1:
+        raise BadParameter("the picture is no base64, or its base64 is cut off")
     text += b"=" * (-len(text) % 4)
     if digits < len(text) - 2:
         raise BadParameter("the base64 of the picture goes on after its end")

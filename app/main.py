@@ -69,8 +69,8 @@ def create_app(
     app.include_router(caption.router, dependencies=guard)
     app.include_router(model.router, dependencies=guard)
     app.include_router(health.router)
-    compat.install(app, settings.protocols, guard)
     page.install(app)
+    compat.install(app, settings.protocols, guard)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

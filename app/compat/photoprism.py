@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
-from starlette.responses import JSONResponse, Response
 
 from app.compat import protocol
 from app.errors import BadParameter, NotSupported, ServiceError
@@ -76,9 +75,3 @@ async def labels(request: Request, model: str | None = None, version: str | None
         for name, likely in found
     ]
     return _response(request, id, {"labels": made})
-
-
-@router.post("/api/v1/vision/{task}", response_class=JSONResponse)
-async def other(task: str) -> Response:
-    """Faces, text and what is not safe for work: not told here."""
-    raise NotSupported(f"{task[:50]!r} cannot be done here: caption and labels can")

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from app.errors import BadParameter, ServiceError, UnknownModel, clear_frames
+from app.errors import BadParameter, NotSupported, ServiceError, UnknownModel, clear_frames
 from app.incoming import details
 from app.json_body import JsonBody
 from app.schemas import CaptionResponse, ModelRef
@@ -33,8 +34,13 @@ class Body(BaseModel):
 def router(tag: str, shape: Shape, status: Mapping[int, int] | None = None) -> APIRouter:
     """A router whose errors look as the protocol's clients expect; status: those that it calls by another number."""
 
+    def answer(request: Request, error: ServiceError, number: int, headers: Mapping[str, str]) -> Response:
+        clear_frames(error)
+        request.state.code = error.code
+        return JSONResponse(shape(error, number, request.state.request_id), number, headers)
+
     class Route(APIRoute):
-        """Sends errors in the protocol's shape; what is found wrong before the route stays a problem."""
+        """Sends errors in the protocol's shape; what is found wrong before the routes stays a problem."""
 
         def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
             handle = super().get_route_handler()
@@ -46,15 +52,19 @@ def router(tag: str, shape: Shape, status: Mapping[int, int] | None = None) -> A
                     error: ServiceError = BadParameter(details(invalid.errors(), 1))
                 except ServiceError as failed:
                     error = failed
-                clear_frames(error)
-                request.state.code = error.code
                 headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
                 if error.status == 401:
                     headers["WWW-Authenticate"] = "Bearer"
-                number = (status or {}).get(error.status, error.status)
-                return JSONResponse(shape(error, number, request.state.request_id), number, headers)
+                return answer(request, error, (status or {}).get(error.status, error.status), headers)
 
             return shaped
+
+        @staticmethod
+        def unknown(request: Request, error: HTTPException) -> Response:
+            """The answer where no route is, or none for the request's method."""
+            what = f"{request.method} {request.url.path[:100]}"
+            refused = NotSupported(f"{what} is not among what can be done here: pictures are captioned")
+            return answer(request, refused, error.status_code, error.headers or {})
 
     schema = {"application/json": {"schema": {"type": "object", "title": f"{tag} error"}}}
     retry = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}

@@ -34,6 +34,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 # Names that no stranger can point at an address: without a dot, or below one that public DNS does not have.
 LOCAL_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+HEALTH = ("/health/", "/v2/health/")  # routes of health checks, ours and those of the Open Inference Protocol
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -211,7 +212,7 @@ class RequestContext:
         method = method if method in METHODS else "other"
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.duration.labels(route).observe(seconds)
-        if status < 400 and not self.log_health and route.startswith("/health/"):
+        if status < 400 and not self.log_health and route.startswith(HEALTH):
             return route
         client = scope.get("client")
         fields = {

@@ -92,3 +92,9 @@ def test_what_is_no_base64_or_too_much_is_told(text: bytes, error: type[ServiceE
     with pytest.raises(error):
         decode(text, 100)
     assert decode(base64.b64encode(bytes(100)), 100) == bytes(100)
+
+
+@pytest.mark.parametrize(("text", "words"), [(b"hello", "is no base64"), (b"QQ==QQ==", "goes on after its end")])
+def test_what_is_wrong_with_base64_is_said(text: bytes, words: str) -> None:
+    with pytest.raises(BadParameter, match=words):
+        decode(text)

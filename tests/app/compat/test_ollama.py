@@ -104,3 +104,10 @@ def test_tools_and_a_wrong_key_are_refused(client: ollama.Client, url: str, monk
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def test_what_else_ollama_has_is_said_not_to_be_here(client: ollama.Client) -> None:
+    for ask in (lambda: client.embed("fake", "a dog"), lambda: client.pull("llava")):
+        with pytest.raises(ollama.ResponseError, match="^POST /api/.* is not among what can be done here") as raised:
+            ask()
+        assert raised.value.status_code == 404

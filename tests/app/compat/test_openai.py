@@ -91,3 +91,9 @@ def test_a_wrong_key_is_refused(url: str) -> None:
     with client(url, "wrong") as chat, pytest.raises(openai.AuthenticationError) as raised:
         chat.models.list()
     assert raised.value.code == "invalid_api_key"
+
+
+def test_what_else_openai_has_is_said_not_to_be_here(url: str) -> None:
+    with client(url) as chat, pytest.raises(openai.NotFoundError, match="is not among what can be done") as raised:
+        chat.embeddings.create(model="fake", input="a dog")
+    assert raised.value.code == "not_supported"

@@ -38,7 +38,7 @@ def test_a_picture_is_captioned(url: str, path: str) -> None:
         ("caption", {"url": "https://a.example/b.jpg"}, 400, "CAPTION_FETCH_HOSTS"),
         ("caption", {"images": [base64.b64encode(bytes(21_000_000)).decode()]}, 413, "limit"),
         ("labels", {"images": [URL]}, 400, "no tags"),
-        ("nsfw", {"images": [URL]}, 400, "'nsfw'"),
+        ("nsfw", {"images": [URL]}, 404, "/api/v1/vision/nsfw is not among"),
     ],
 )
 def test_errors_have_its_shape(url: str, path: str, asked: Any, status: int, words: str) -> None:

@@ -30,7 +30,7 @@ def test_what_has_no_get_has_no_head(client: TestClient) -> None:
     assert client.post("/health/live").headers["allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize(("log_health", "lines"), [(True, 3), (False, 1)])
+@pytest.mark.parametrize(("log_health", "lines"), [(True, 4), (False, 1)])
 def test_health_checks_that_pass_are_logged_by_setting(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture, log_health: bool, lines: int
 ) -> None:
@@ -38,6 +38,7 @@ def test_health_checks_that_pass_are_logged_by_setting(
     with TestClient(create_app(Settings(log_health=log_health), engine)) as client:
         client.get("/health/live")
         client.get("/health/ready")
+        client.get("/v2/health/ready")  # of the Open Inference Protocol
         client.app.state.service.ready = False  # type: ignore[attr-defined]
         assert client.get("/health/ready").status_code == 503
         assert 'route="/health/ready",status="200"} 1.0' in client.get("/metrics").text
