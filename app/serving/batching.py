@@ -174,15 +174,15 @@ class Batcher:
         try:
             return await item.future
         finally:
-            self._forget(item, line)
+            self._withdraw(item, request_queue)
 
-    def _forget(self, item: Item, line: Line) -> None:
-        """Whom nobody waits for any more waits no longer: while the engine is busy, its pixels would stay."""
+    def _withdraw(self, item: Item, request_queue: RequestQueue) -> None:
+        """Take a picture that nobody waits for from its queue: its pixels would stay while the engine is busy."""
         with self._condition:
-            if item in line:
-                line.remove(item)
-                if not line:
-                    self._lines.remove(line)
+            if item in request_queue:
+                request_queue.remove(item)
+                if not request_queue:
+                    self._request_queues.remove(request_queue)
 
     def _count(self, pictures: int) -> None:
         with self._condition:

@@ -453,7 +453,8 @@ def test_training_goes_on_from_a_release(stages: int, data: CaptionData, cache: 
         assert (after.config.tags, after.config.things, after.tags) == ((), (), None)
     else:
         assert (after.config.tags, after.config.things) == (config.tags, config.things)
-        assert after.tags is not None and released.tags is not None
+        assert after.tags is not None
+        assert released.tags is not None
         assert_same(after.tags.state_dict(), released.tags.state_dict())
 
 

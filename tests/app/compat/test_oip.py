@@ -98,6 +98,6 @@ def test_pixels_and_bad_base64_and_a_wrong_key_are_refused(client: Any) -> None:
 
 
 def test_what_else_triton_has_is_said_not_to_be_here(client: Any) -> None:
-    with pytest.raises(InferenceServerException, match="^.404. GET /v2/models/fake/config is not among") as raised:
+    with pytest.raises(InferenceServerException, match=r"^.404. GET /v2/models/fake/config is not among") as raised:
         client.get_model_config("fake", headers=headers())
     assert raised.value.status() == "404"

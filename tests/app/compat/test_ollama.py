@@ -108,6 +108,6 @@ def _text(data: bytes) -> str:
 
 def test_what_else_ollama_has_is_said_not_to_be_here(client: ollama.Client) -> None:
     for ask in (lambda: client.embed("fake", "a dog"), lambda: client.pull("llava")):
-        with pytest.raises(ollama.ResponseError, match="^POST /api/.* is not among what can be done here") as raised:
+        with pytest.raises(ollama.ResponseError, match=r"^POST /api/.* is not among what can be done here") as raised:
             ask()
         assert raised.value.status_code == 404
