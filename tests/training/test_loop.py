@@ -455,7 +455,8 @@ def test_training_goes_on_from_a_release(stages: int, data: CaptionData, cache: 
         assert (after.config.tags, after.config.things) == (config.tags, config.things)
         assert after.tags is not None
         assert released.tags is not None
-        assert_same(after.tags.state_dict(), released.tags.state_dict())
+        for name, value in released.tags.state_dict().items():  # their running mean is rounded
+            torch.testing.assert_close(after.tags.state_dict()[name], value)
 
 
 @torch.no_grad()
