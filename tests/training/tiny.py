@@ -8,19 +8,15 @@ from typing import Any
 
 import torch
 
-from model import encoder
 from model.captioner import Captioner
 from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, SearchConfig
 from model.vocabulary import Vocabulary
+from tests.model.tiny import ENCODER
 from tests.training.shapes import write_shapes
 from training.config import Recipe, TrainConfig
 from training.data import CaptionData, read
 
 CPU = torch.device("cpu")
-# EfficientNet-Lite with a quarter of lite0's channels and half its blocks: of a run of six steps most of the time went
-# into making, hashing and saving the encoder's weights.
-ENCODER = "efficientnet_lite_tiny"
-encoder._LITE_SCALES[ENCODER] = 0.25, 0.5
 
 
 def recipe(**train: Any) -> Recipe:

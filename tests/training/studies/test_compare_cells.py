@@ -14,8 +14,8 @@ from torch import Tensor
 from model.cells import CELLS, Cell, State
 from model.checkpoint import load_captioner
 from model.config import CellKind
+from tests.model.tiny import ENCODER
 from tests.training.shapes import write_shapes
-from tests.training.tiny import ENCODER
 from training.commands import compare_cells as command
 from training.commands.compare_cells import main
 from training.studies import compare_cells
