@@ -38,7 +38,7 @@ CHECKS = [
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_service_keeps_to_its_document(case: schemathesis.Case) -> None:
     # Random bytes are valid by the schema, but no picture: 415 is right for them. A random model is none that is
     # served, and to say so comes first.
