@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from model import preprocess
-from model.captioner import Captioner
 from model.checkpoint import save_captioner
 from model.config import SearchConfig
 from model.encoder import as_regions
 from model.runtime import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
-from tests.model.tiny import SIZE, captioner, liven, pictures
+from tests.model.tiny import SIZE, captioner, pictures
 from training.finishing.export import export
 
 
@@ -47,13 +46,10 @@ def test_only_weights_are_in_the_state() -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_every_switch_is_served_alike_by_both_engines(cell: str, tmp_path: Path) -> None:
     """Attention feeding, an output of its own and pieces of words: captions, tokens and explanations."""
-    config = captioner(cell=cell, sentinel=True, feed_attention=True, tied=False).config
-    torch.manual_seed(0)
     pieces = ("a", "the", "dog", "skate", "##board", "##er", "##s", "runs", "on")
-    made = Captioner(config, Vocabulary((*SPECIAL, *pieces)), "imagenet")
-    with torch.no_grad():
-        liven(made.decoder)
-    save_captioner(made.eval(), tmp_path / "made", {})
+    vocabulary = Vocabulary((*SPECIAL, *pieces))
+    made = captioner(vocabulary=vocabulary, cell=cell, sentinel=True, feed_attention=True, tied=False)
+    save_captioner(made, tmp_path / "made", {})
     export(tmp_path / "made")
     search_config = SearchConfig(beam_size=3, num_captions=2, max_length=6)
     answers = [

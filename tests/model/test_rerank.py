@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = captioner()
     config = replace(plain.config, rerank=RerankConfig(size=8, neighbours=3, search=0.1, tags=0.1), tags=TAGS,
                      things=TAGS[:1])  # fmt: skip
-    made = Captioner(config, VOCABULARY, "imagenet")
+    made = Captioner(config, VOCABULARY)
     made.load_state_dict(plain.state_dict(), strict=False)
     torch.manual_seed(1)
     made.tags = TagHead(made.encoder.channels, len(TAGS))

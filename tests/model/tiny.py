@@ -40,7 +40,7 @@ def pictures(count: int, seed: int = 0, size: int = SIZE) -> NDArray[np.uint8]:
     return made
 
 
-def captioner(seed: int = 0, **decoder: Any) -> Captioner:
+def captioner(seed: int = 0, vocabulary: Vocabulary = VOCABULARY, **decoder: Any) -> Captioner:
     """A random captioner, in eval mode; its captions differ from picture to picture."""
     torch.manual_seed(seed)
     config = ModelConfig(
@@ -52,7 +52,7 @@ def captioner(seed: int = 0, **decoder: Any) -> Captioner:
         search=SearchConfig(max_length=8),
         temperature=1.25,
     )
-    made = Captioner(config, VOCABULARY)
+    made = Captioner(config, vocabulary)
     made.encoder.load_state_dict(_encoder_weights())
     with torch.no_grad():
         liven(made.decoder)
