@@ -40,20 +40,24 @@ def pictures(count: int, seed: int = 0, size: int = SIZE) -> NDArray[np.uint8]:
     return made
 
 
-def captioner(seed: int = 0, vocabulary: Vocabulary = VOCABULARY, **decoder: Any) -> Captioner:
-    """A random captioner, in eval mode; its captions differ from picture to picture."""
+def captioner(seed: int = 0, vocabulary: Vocabulary = VOCABULARY, imagenet: bool = False, **decoder: Any) -> Captioner:
+    """A random captioner, in eval mode; its captions differ from picture to picture.
+
+    imagenet: with EfficientNet-Lite0 as ImageNet taught it, where it matters what a trained encoder bears.
+    """
     torch.manual_seed(seed)
     config = ModelConfig(
         name="tiny",
         version="7",
         preprocess=PreprocessConfig(size=SIZE),
-        encoder=EncoderConfig(ENCODER),
+        encoder=EncoderConfig("efficientnet_lite0" if imagenet else ENCODER),
         decoder=replace(DecoderConfig(embed_size=16, hidden_size=32), **decoder),
         search=SearchConfig(max_length=8),
         temperature=1.25,
     )
-    made = Captioner(config, vocabulary)
-    made.encoder.load_state_dict(_encoder_weights())
+    made = Captioner(config, vocabulary, "imagenet" if imagenet else None)
+    if not imagenet:
+        made.encoder.load_state_dict(_encoder_weights())
     with torch.no_grad():
         liven(made.decoder)
     return made.eval()

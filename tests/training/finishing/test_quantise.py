@@ -26,7 +26,7 @@ from training.finishing.quantise import RoundedActivation, RoundedWeight, calibr
 @pytest.fixture(scope="module")
 def original() -> Captioner:
     """A captioner with tags; not to be changed."""
-    made = captioner()
+    made = captioner(imagenet=True)
     torch.manual_seed(3)
     made.config = replace(made.config, tags=("dog", "cat", "man", "woman", "ball"))
     made.tags = TagHead(made.encoder.channels, 5)
