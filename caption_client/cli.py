@@ -162,9 +162,10 @@ def _in_process(stack: ExitStack, options: argparse.Namespace, params: Any) -> C
 
     try:
         engine = local.engine(options.model, options.device, options.engine, options.threads)
+        search_config = local.search_config(engine, params)
     except CaptionModelError as error:
         raise CannotStartError(str(error)) from error
-    return lambda names: local.outcomes(names, _bytes, engine, params, options.max_pixels)
+    return lambda names: local.outcomes(names, _bytes, engine, search_config, params, options.max_pixels)
 
 
 def _at_server(stack: ExitStack, options: argparse.Namespace, given: dict[str, Any]) -> Captioner:
@@ -518,7 +519,8 @@ def _handler() -> logging.Handler:
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The captioning parameters that were given; the others are the model's, or the server's, to choose."""
-    names = ("num_captions", "beam_size", "max_length", "strategy", "temperature", "top_p", "seed")
+    names = ("num_captions", "beam_size", "max_length", "min_length", "avoid", "start_with", "wording", "strategy",
+             "temperature", "top_p", "seed")  # fmt: skip
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     return {**given, "explain": True} if options.explain else given
 
@@ -587,6 +589,10 @@ def _parser() -> argparse.ArgumentParser:
     add("-n", "--num-captions", type=int, metavar="N", help="captions for each picture, 1 to 5")
     add("--beam-size", type=int, metavar="N", help="beams to search with; 1 is greedy")
     add("--max-length", type=int, metavar="N", help="most words of a caption")
+    add("--min-length", type=int, metavar="N", help="fewest words of a caption")
+    add("--avoid", metavar="WORDS", help="words that no caption has, between commas")
+    add("--start-with", metavar="WORDS", help="words that every caption begins with, such as 'a photo of'")
+    add("--wording", choices=("as-said", "gender-neutral"), help="gender-neutral: 'a person' and 'their' for guesses")
     add("--strategy", choices=("beam", "sample"), help="the likeliest caption, or one that is drawn")
     add("--temperature", type=float, metavar="T", help="when drawing: above 1 more varied, below 1 safer")
     add("--top-p", type=float, metavar="P", help="when drawing: only from the likeliest words of this mass")
