@@ -28,6 +28,18 @@ def test_the_same_processor_with_fewer_instructions_is_another() -> None:
     assert report.processor(record("A", "AVX2", 1)) == report.processor(record("A", "AVX2", 9))
 
 
+def test_what_protocols_add_to_a_start_is_said_where_it_was_measured() -> None:
+    cost = {"min": 1.5, "median": 1.6}
+    start = {"starts": 2, "cpu_s": cost, "wall_s": cost, "rss_mb": 320, "rss_after_100_mb": 340, "requests": 9,
+             "rss_after_all_mb": 341}  # fmt: skip
+    before = {**record("A", "AMX", 5), "start_up": start}
+    times = {"cpu_s": 1.004, "rss_mb": 1.001, "rss_after_100_mb": 0.998, "p50_ms": 1.012}
+    assert "protocols" not in report.markdown([before])
+    page = report.markdown([{**before, "start_up": {**start, "protocols": times}}])
+    assert "a start takes 1.004 times the CPU" in page
+    assert "at most 1.012 times as long" in page
+
+
 def test_the_record_in_docs_names_each_processor_once() -> None:
     records = json.loads(report.BENCHMARKS.read_text())
     processors = [report.processor(record) for record in records]
