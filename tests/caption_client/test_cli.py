@@ -424,8 +424,8 @@ def test_words_are_asked_for_and_forbidden(
     seen: list[SearchConfig] = []
 
     class Engine(FakeEngine):
-        def constraints(self, search: SearchConfig) -> Constraints:
-            if "unicorn" in search.avoid:
+        def constraints(self, search_config: SearchConfig) -> Constraints:
+            if "unicorn" in search_config.avoid:
                 raise ConfigError("avoid: the model does not know the word 'unicorn'")
             return FREE
 
