@@ -20,8 +20,8 @@ from app.schemas import CaptionOut, CaptionParams, captions_out, tags_out
 from app.settings import DEFAULT_MODEL
 from caption_client import answers
 from caption_client.answers import Caption, Image, Tag
-from caption_client.cli import Outcome, map_ahead
 from caption_client.exiftool import ExifToolError
+from caption_client.outcome import Outcome, map_ahead
 from model import images
 from model.config import SearchConfig
 from model.errors import ImageError

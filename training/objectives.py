@@ -27,7 +27,7 @@ from training.scoring.objects import Objects
 
 
 class Objective:
-    """What a step goes down, as `config` says: the likelihood of captions, or the reward of found ones, or both.
+    """What a step minimises, as `config` says: the likelihood of captions, or the reward of found ones, or both.
 
     teachers: captioners whose mean probabilities `config.teacher_share` of the likelihood loss follows.
     """

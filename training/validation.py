@@ -29,7 +29,7 @@ FEWEST = 10  # validation pictures: CIDEr weighs words by how rare they are amon
 
 
 def score_of(result: Evaluation, pictures: Sequence[Picture], weights: Mapping[str, float]) -> float:
-    """What the best epoch has most of: the sets' CIDEr by `weights`; of too few pictures for that, minus the loss."""
+    """The score that chooses the best epoch: the sets' CIDEr by `weights`; of too few pictures, minus the loss."""
     return -result.loss if with_few_pictures(pictures, weights) else chosen_by(result.cider, weights)
 
 
@@ -103,7 +103,7 @@ def evaluate_with(
     search_config: SearchConfig,
     config: TrainConfig,
 ) -> Evaluation:
-    """What `evaluate` finds, of whatever speaks.
+    """`evaluate`, of any model.
 
     speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
     """

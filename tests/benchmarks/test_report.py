@@ -3,11 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from benchmarks import report
-from benchmarks.machine import fastest
-from benchmarks.sections.instructions import LIMITS, started
 
 
 def record(cpu: str, instructions: str, ms: float) -> dict[str, Any]:
@@ -44,25 +40,3 @@ def test_the_record_in_docs_names_each_processor_once() -> None:
     records = json.loads(report.BENCHMARKS.read_text())
     processors = [report.processor(record) for record in records]
     assert len(set(processors)) == len(processors) > 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("fpu avx2 avx512f avx512_vnni", "AVX-512 VNNI"),
-        ("avx2 avx512f avx512_vnni avx512_bf16 amx_int8", "AMX, AVX-512 bf16, AVX-512 VNNI"),
-        ("avx2 avx512f", "AVX-512"),
-        ("avx2", "AVX2"),
-        ("", "none"),
-    ],
-)
-def test_the_instructions_that_matter_are_named(flags: str, expected: str) -> None:
-    assert fastest(f"flags : {flags}\nbugs : none\n") == expected
-
-
-def test_engines_with_fewer_instructions_caption_when_they_are_asked() -> None:
-    with started(None) as processes:
-        assert processes.keys() == LIMITS.keys()
-        for process in processes.values():
-            assert process.turn().wall > 0
-        assert processes["exact"].precision == processes["avx2"].precision == "f32"

@@ -369,7 +369,7 @@ def test_a_client_that_hangs_up_is_dropped(engine: FakeEngine) -> None:
             await asyncio.to_thread(entered.wait, 60)
             gone = asyncio.Event()
             second = asyncio.ensure_future(call(app, "/caption", body(GREEN, gone=gone), RAW))
-            await until(lambda: bool(batcher._lines))
+            await until(lambda: bool(batcher._request_queues))
             assert batcher.admitted == 2
             gone.set()
             assert (await second).status == 499
