@@ -290,7 +290,7 @@ def test_no_memory_for_a_picture_is_our_fault(monkeypatch: pytest.MonkeyPatch) -
     async def test() -> None:
         async with running() as guard:
             with monkeypatch.context() as patched:
-                patched.setattr(module.os, "pwrite", full)
+                patched.setattr(os, "pwrite", full)
                 assert isinstance(await error_of(guard, plain((1, 2, 3))), DecoderFailed)
             assert (await guard.read(plain((1, 2, 3)))).width == 24
 
