@@ -76,7 +76,7 @@ model.decoder.tag_slots = 2
 
 
 def write(folder: Path, text: str = TABLE) -> Path:
-    file = folder / "table.toml"
+    file = folder / "ablation.toml"
     file.write_text(text)
     return file
 
@@ -116,7 +116,7 @@ def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
         ("[base]\n[rows.x]\nmin_cont = 1", "unknown key 'min_cont'"),
         ("[base]\n[rows.x]\nmin_count = 5", "row 'x' changes nothing"),
         ("[base]\n[rows]\n[pictures]\ntest = 3", "unknown key 'test'"),
-        ("[base", "table.toml"),
+        ("[base", "ablation.toml"),
         ("[base]\n[rows.x]\ninit = 'y'\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row above it"),
         ("[base]\n[rows.x]\nbetween = ['base', 'y']\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row"),
         ("[base]\n[rows.x]\nensemble = ['base', 'z']", "row 'x' needs 'z', which is no row above it"),
@@ -362,7 +362,7 @@ def test_the_record_alone_gives_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     table = read_table(write(tmp_path))
-    arguments = ["--table", str(tmp_path / "table.toml"), "--docs", str(tmp_path)]
+    arguments = ["--table", str(tmp_path / "ablation.toml"), "--docs", str(tmp_path)]
     assert main(arguments) == 1
     assert "holds no result of the base as it is now" in capsys.readouterr().err
     for row in table.rows[:2]:
