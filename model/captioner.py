@@ -69,9 +69,8 @@ class Captioner(nn.Module):
                 f"tag_slots is {self.slots}, of {len(config.tags)} tags; it takes a checkpoint that has been given as "
                 "many (training.commands.tags)"
             )
-        self.register_buffer(
-            "tag_words", torch.tensor([known.get(tag, UNKNOWN) for tag in config.tags]), persistent=False
-        )
+        words = torch.tensor([known.get(tag, UNKNOWN) for tag in config.tags], dtype=torch.int64)
+        self.register_buffer("tag_words", words, persistent=False)
         self.tag_words: Tensor
         size = config.rerank.size
         self.feature = nn.Linear(self.encoder.channels, size) if size else None
