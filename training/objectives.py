@@ -78,7 +78,7 @@ def _weight(words: Tensor) -> Tensor | float:
 
 def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memory:
     """What the decoder needs, from what left the encoder's first `frozen_stages` stages."""
-    return captioner.decoder.memory(regions_of(captioner, inputs, frozen_stages))
+    return captioner.memory(regions_of(captioner, inputs, frozen_stages))
 
 
 def regions_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Tensor:

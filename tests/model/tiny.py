@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.captioner import Captioner
 from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, SearchConfig
-from model.decoder import Decoder, Memory
+from model.decoder import Decoder, LikelyTags, Memory
 from model.vocabulary import SPECIAL, Vocabulary
 
 WORDS = "a an the two red green blue white black dog cat man woman ball runs jumps sits plays on in with grass water"
@@ -32,8 +32,13 @@ def pictures(count: int, seed: int = 0, size: int = SIZE) -> NDArray[np.uint8]:
     return made
 
 
+TAGS = ("dog", "cat", "man", "ball", "grass", "red", "runs")
+
+
 def captioner(seed: int = 0, **decoder: Any) -> Captioner:
     """A captioner with a random decoder, in eval mode; its captions differ from picture to picture.
+
+    It has tags where its decoder looks at them.
 
     The encoder is ImageNet's: a deep random one blows rounding errors up.
     """
@@ -45,11 +50,14 @@ def captioner(seed: int = 0, **decoder: Any) -> Captioner:
         encoder=EncoderConfig("efficientnet_lite0"),
         decoder=replace(DecoderConfig(embed_size=16, hidden_size=32), **decoder),
         search=SearchConfig(max_length=8),
+        tags=TAGS if decoder.get("tag_slots") else (),
         temperature=1.25,
     )
     made = Captioner(config, VOCABULARY, "imagenet")
     with torch.no_grad():
         liven(made.decoder)
+        if made.tags is not None:
+            made.tags.whole.weight.mul_(20)  # surer of some than of others
     return made.eval()
 
 
@@ -77,5 +85,9 @@ def memory(decoder: Decoder, batch: int, seed: int = 0) -> Memory:
     """The memory of random region features."""
     generator = torch.Generator().manual_seed(seed)
     regions = decoder.position.shape[0] if decoder.attends else 5
+    features = torch.randn(batch, regions, decoder.region.in_features, generator=generator)
+    slots, V = decoder.config.tag_slots, len(decoder.embedding.weight)
+    shape = batch, slots
+    tags = LikelyTags(torch.randint(4, V, shape, generator=generator), torch.rand(shape, generator=generator))
     with torch.no_grad():
-        return decoder.memory(torch.randn(batch, regions, decoder.region.in_features, generator=generator))
+        return decoder.memory(features, tags if slots else None)
