@@ -53,7 +53,8 @@ def choose_search(
     Last, what each witness adds to the ranking of that search's candidates (`rerank.compare`).
 
     Their sum, percent, sets weighted as `weights` says. Of searches within 0.3 of the best one, one that repeats few
-    bigrams, then the smallest beam, then the best BLEU-4: it differs less by chance than CIDEr does. For each search the ranking is chosen likewise (`rerank.choose`).
+    bigrams, then the smallest beam, then the best BLEU-4: it differs less by chance than CIDEr does. For each search
+    the ranking is chosen likewise (`rerank.choose`).
     """
     engine = load_engine(folder, "cpu")
     reranker, engine.reranker = engine.reranker, None  # the search's own order: its candidates are wanted
