@@ -169,7 +169,7 @@ def empty(name: str) -> dict[str, Any]:
 
 
 def _read_with_retry(content: Callable[[], bytes]) -> bytes:
-    """Read, and again where that fails: a store far away is not always there. What is missing stays missing."""
+    """Read, trying again after an error of a store that is far away, but not where the file is missing."""
     for tried in range(1, TRIES + 1):
         try:
             return content()
@@ -183,7 +183,7 @@ def _read_with_retry(content: Callable[[], bytes]) -> bytes:
 
 
 def _beside(item: Item, text: str) -> str | None:
-    """Keep the caption in PICTURE.jpg.txt; what is wrong with that."""
+    """Write the caption to PICTURE.jpg.txt; returns what went wrong, None where nothing did."""
     if item.offset >= 0 or item.row >= 0 or "://" in item.file:
         return "only pictures in local files can have a text beside them"
     try:

@@ -20,9 +20,10 @@ from app.schemas import CaptionOut, CaptionParams, captions_out, tags_out
 from app.settings import DEFAULT_MODEL
 from caption_client import answers
 from caption_client.answers import Caption, Image, Tag
-from caption_client.cli import Outcome, map_ahead
 from caption_client.exiftool import ExifToolError
+from caption_client.outcome import Outcome, map_ahead
 from model import images
+from model.config import SearchConfig
 from model.errors import ImageError
 from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
@@ -48,11 +49,22 @@ def engine(model: Path | None, device: str, name: str, threads: int) -> CaptionE
     return load_engine(model or DEFAULT_MODEL, device, name, threads)  # type: ignore[arg-type]  # argparse has checked
 
 
+def search_config(engine: CaptionEngine, params: CaptionParams) -> SearchConfig:
+    """The search that `params` ask of `engine`; raises `ConfigError` for words that it does not know, among others."""
+    made = params.search_config(engine.config.search)
+    engine.constraints(made)
+    return made
+
+
 def outcomes(
-    names: Iterable[str], read: Read, engine: CaptionEngine, params: CaptionParams, max_pixels: int
+    names: Iterable[str],
+    read: Read,
+    engine: CaptionEngine,
+    search_config: SearchConfig,
+    params: CaptionParams,
+    max_pixels: int,
 ) -> Iterator[Outcome]:
     """Caption `names` with `engine`: pictures are decoded in threads while the engine works on a batch."""
-    search_config = params.search_config(engine.config.search)
     size = engine.config.preprocess.size
     images.limit_pixels(max_pixels)
 

@@ -132,8 +132,11 @@ class AttentionOut(BaseModel):
 
     rows: int = Field(ge=1)
     columns: int = Field(ge=1)
-    weights: list[float] = Field(description="rows x columns weights, row after row; with `sentinel` they sum to 1.")
+    weights: list[float] = Field(
+        description="rows x columns weights, row after row; with `sentinel` and `tags` they sum to 1."
+    )
     sentinel: float = Field(ge=0, description="Weight of looking nowhere: the language alone decided.")
+    tags: float = Field(0.0, ge=0, description="Weight of the likeliest tags; 0 where the model does not look at them.")
 
 
 class TokenOut(BaseModel):
@@ -341,15 +344,15 @@ def _token_out(token: Token) -> TokenOut:
         text=token.text,
         probability=_probability(token.probability),
         alternatives=[AlternativeOut(text=a.text, probability=_probability(a.probability)) for a in why.alternatives],
-        attention=None if why.attention is None else _attention_out(why.attention, why.sentinel),
+        attention=None if why.attention is None else _attention_out(why.attention, why.sentinel, why.tags),
         gates=[_floats(layer) for layer in why.layers],
     )
 
 
-def _attention_out(weights: NDArray[np.float32], sentinel: float) -> AttentionOut:
+def _attention_out(weights: NDArray[np.float32], sentinel: float, tags: float) -> AttentionOut:
     rows, columns = weights.shape
     rounded = weights.ravel().astype(np.float64).round(6).tolist()
-    return AttentionOut(rows=rows, columns=columns, weights=rounded, sentinel=sentinel)
+    return AttentionOut(rows=rows, columns=columns, weights=rounded, sentinel=sentinel, tags=tags)
 
 
 def _floats(layer: Mapping[str, float]) -> dict[str, float]:

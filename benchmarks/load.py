@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -29,6 +30,15 @@ HEAD = (
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n'
 
 
+PR_SET_PDEATHSIG = 1
+prctl = ctypes.CDLL(None).prctl  # looked up before there is anything to fork
+
+
+def end_with_parent() -> None:
+    """In a process that has just been forked: have it killed when this one ends, however that may be."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Server:
     """A contender in processes of its own, asleep (SIGSTOP) except while it is measured.
 
@@ -46,6 +56,7 @@ class Server:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
         self.log = log
 

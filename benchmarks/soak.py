@@ -28,6 +28,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from benchmarks.load import end_with_parent
 from benchmarks.pictures import hostile
 from benchmarks.timing import percentile
 
@@ -197,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
         env={**os.environ, "CAPTION_LOG_LEVEL": "warning", "CAPTION_WORKERS": "1"},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=end_with_parent,
     )
     tally = Tally()
     try:

@@ -20,12 +20,13 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Where the decoder looked: rows x columns weights, top left first; with `sentinel` they sum to 1."""
+    """Where the decoder looked: rows x columns weights, top left first; with `sentinel` and `tags` they sum to 1."""
 
     rows: int
     columns: int
     weights: list[float]
     sentinel: float
+    tags: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,23 +14,22 @@ import json
 import logging
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, get_args
 
 from caption_client import __version__, alt_text, answers, dataset, files, raw, watch
 from caption_client.alt_text import AltText, AltTextError, TextFile
-from caption_client.answers import Caption, Image, Tag
 from caption_client.client import CHUNK_BYTES, CaptionClient, CaptionError
 from caption_client.exiftool import ExifToolError
 from caption_client.files import STDIN, Done, ForeignFileError, Kind
 from caption_client.metadata import DEFAULT, STANDARDS, Standard
+from caption_client.outcome import Outcome, map_ahead
 from caption_client.summary import BESIDE, KEPT, NOTHING, REVIEW, SKIPPED, UNTAGGED, Summary, say
 from caption_client.summary import FAILED as FAILURES
 from caption_client.watch import LATER
@@ -42,24 +41,6 @@ REQUESTS = 3  # in flight to a server: enough to keep it busy, and most of its q
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 ALIKE = (0, 401, 403, 404)  # statuses after which the next picture would fare no better
 MARK = b'class="explained-file"'  # in every page that --explain wrote
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One picture's captions, best first, or why there are none."""
-
-    name: str
-    captions: list[Caption]
-    image: Image | None = None
-    error: str | None = None
-    alt: str | None = None  # None where a service does not say; the others are as in `answers.Answer`
-    review: bool = False
-    decorative: bool = False
-    tags: list[Tag] | None = None
-
 
 Captioner = Callable[[Iterable[str]], Iterator[Outcome]]
 
@@ -162,9 +143,10 @@ def _in_process(stack: ExitStack, options: argparse.Namespace, params: Any) -> C
 
     try:
         engine = local.engine(options.model, options.device, options.engine, options.threads)
+        search_config = local.search_config(engine, params)
     except CaptionModelError as error:
         raise CannotStartError(str(error)) from error
-    return lambda names: local.outcomes(names, _bytes, engine, params, options.max_pixels)
+    return lambda names: local.outcomes(names, _bytes, engine, search_config, params, options.max_pixels)
 
 
 def _at_server(stack: ExitStack, options: argparse.Namespace, given: dict[str, Any]) -> Captioner:
@@ -239,21 +221,6 @@ def _outcome(read: _Read, results: Iterator[answers.Result]) -> Outcome:
     result = answer.result
     alt = result.alt or ("" if result.decorative else None)  # a service of before says none
     return Outcome(read.name, result.captions, result.image, None, alt, result.review, result.decorative, result.tags)
-
-
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], window: int) -> Iterator[B]:
-    """As `map`, in order, but never more than `window` items ahead of what was asked for."""
-    waiting: deque[Future[B]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == window:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _run(options: argparse.Namespace, load: Callable[[ExitStack], Captioner]) -> int:
@@ -518,7 +485,8 @@ def _handler() -> logging.Handler:
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The captioning parameters that were given; the others are the model's, or the server's, to choose."""
-    names = ("num_captions", "beam_size", "max_length", "strategy", "temperature", "top_p", "seed")
+    names = ("num_captions", "beam_size", "max_length", "min_length", "avoid", "start_with", "wording", "strategy",
+             "temperature", "top_p", "seed")  # fmt: skip
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     return {**given, "explain": True} if options.explain else given
 
@@ -587,6 +555,10 @@ def _parser() -> argparse.ArgumentParser:
     add("-n", "--num-captions", type=int, metavar="N", help="captions for each picture, 1 to 5")
     add("--beam-size", type=int, metavar="N", help="beams to search with; 1 is greedy")
     add("--max-length", type=int, metavar="N", help="most words of a caption")
+    add("--min-length", type=int, metavar="N", help="fewest words of a caption")
+    add("--avoid", metavar="WORDS", help="words that no caption has, between commas")
+    add("--start-with", metavar="WORDS", help="words that every caption begins with, such as 'a photo of'")
+    add("--wording", choices=("as-said", "gender-neutral"), help="gender-neutral: 'a person' and 'their' for guesses")
     add("--strategy", choices=("beam", "sample"), help="the likeliest caption, or one that is drawn")
     add("--temperature", type=float, metavar="T", help="when drawing: above 1 more varied, below 1 safer")
     add("--top-p", type=float, metavar="P", help="when drawing: only from the likeliest words of this mass")

@@ -133,6 +133,7 @@ class Done:
     def __init__(self, path: Path, kind: Kind) -> None:
         self.path, self.names = path, set[str]()
         self.end = 0  # bytes of whole records; what follows was cut off by an interruption
+        self.unended = False  # whether the last of them has no line break, as some editors leave it
         if not path.is_file():
             return
         parse = {"csv": _csv_row, "imagefolder": _table_row}.get(kind, _json_row)
@@ -144,6 +145,10 @@ class Done:
                         self.end += len(record)
                         if name is not None:
                             self.names.add(name)
+                    elif (name := _unended(record, kind, self.end == 0)) is not None:
+                        self.names.add(name)
+                        self.end += len(record)
+                        self.unended = True
                     elif not _cut_off(record, kind, self.end == 0):
                         raise ValueError
                 except ValueError as error:
@@ -152,12 +157,14 @@ class Done:
                     ) from error
 
     def cut(self) -> None:
-        """Take the record that was cut off away."""
-        if self.path.is_file() and self.path.stat().st_size > self.end:
+        """Take the record that was cut off away; a whole one gets its line break."""
+        if self.path.is_file() and (self.unended or self.path.stat().st_size > self.end):
             with written_aside(self.path) as aside, self.path.open("rb") as old, aside.open("wb") as new:
                 left = self.end
                 while left:
                     left -= new.write(old.read(min(left, 2**20)))
+                if self.unended:
+                    new.write(b"\n")
 
 
 def _records(file: BinaryIO, quotes: bool) -> Iterator[tuple[bytes, bool]]:
@@ -209,6 +216,19 @@ def _csv_row(record: bytes, first: bool) -> str | None:
     if confidence:
         float(confidence)
     return None if error_cell else from_cell(path)
+
+
+def _unended(record: bytes, kind: Kind, first: bool) -> str | None:
+    """The picture of a record that lacks nothing but its line break."""
+    try:
+        if kind != "csv":
+            return (_table_row if kind == "imagefolder" else _json_row)(record, first)
+        [row] = csv.reader([record.decode(errors="surrogateescape")], strict=True)
+    except (ValueError, csv.Error):
+        return None
+    if first or len(row) != len(HEADER) or not (row[1] or row[2]):  # an error may be cut off behind its comma
+        return None
+    return _csv_row(record, first)
 
 
 def _cut_off(record: bytes, kind: Kind, first: bool) -> bool:

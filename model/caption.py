@@ -22,9 +22,10 @@ class Alternative:
 class Explanation:
     """Why one token was chosen.
 
-    attention: (rows, columns) weights over the picture's regions, summing to 1 less `sentinel`; None where the
-        decoder has no attention, and saw the picture but once, before the first word.
+    attention: (rows, columns) weights over the picture's regions, summing to 1 less `sentinel` and `tags`; None where
+        the decoder has no attention, and saw the picture but once, before the first word.
     sentinel: the weight given to "no region" by adaptive attention, 0 without it.
+    tags: the weight given to the likeliest tags, 0 where the attention does not look at them.
     layers: one mapping for each recurrent layer, bottom first, from quantity to value. For an LSTM:
         the mean activations `forget`, `input`, `output` in (0, 1) and the root mean squares
         `candidate`, `state`, `hidden`. Other cells report the gates they have.
@@ -35,6 +36,7 @@ class Explanation:
     sentinel: float
     layers: tuple[Mapping[str, float], ...]
     alternatives: tuple[Alternative, ...]
+    tags: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from model import encoder as encoders
 from model.config import EncoderConfig, ModelConfig
-from model.decoder import Decoder, Memory
-from model.vocabulary import Vocabulary
+from model.decoder import Decoder, LikelyTags, Memory
+from model.errors import ConfigError
+from model.vocabulary import UNKNOWN, Vocabulary
 
 
 class Seen(NamedTuple):
@@ -62,6 +63,15 @@ class Captioner(nn.Module):
         self.grid = _grid(config.encoder, size, self.encoder)
         self.decoder = Decoder(config.decoder, self.encoder.channels, self.grid[0] * self.grid[1], len(vocabulary))
         self.tags = TagHead(self.encoder.channels, len(config.tags)) if config.tags else None
+        self.slots, known = config.decoder.tag_slots, {word: i for i, word in enumerate(vocabulary.words)}
+        if self.slots > len(config.tags):
+            raise ConfigError(
+                f"tag_slots is {self.slots}, of {len(config.tags)} tags; it takes a checkpoint that has been given as "
+                "many (training.commands.tags)"
+            )
+        words = torch.tensor([known.get(tag, UNKNOWN) for tag in config.tags], dtype=torch.int64)
+        self.register_buffer("tag_words", words, persistent=False)
+        self.tag_words: Tensor
         size = config.rerank.size
         self.feature = nn.Linear(self.encoder.channels, size) if size else None
         self.register_buffer("mean", torch.tensor(config.preprocess.mean), persistent=False)
@@ -78,16 +88,29 @@ class Captioner(nn.Module):
 
     def encode(self, pixels: Tensor) -> Memory:
         """(B, S, S, 3) uint8 pictures -> what the decoder needs of them."""
-        return self.decoder.memory(self.encoder(self.normalise(pixels)))
+        return self.memory(self.encoder(self.normalise(pixels)))
+
+    def memory(self, features: Tensor) -> Memory:
+        """What the encoder makes of pictures, (B, L, D) -> what the decoder needs of them."""
+        return self.decoder.memory(features, self._likely(self._tags(features)) if self.slots else None)
+
+    def _tags(self, features: Tensor) -> Tensor:
+        """(B, L, D) -> (B, G), as `Seen` has them."""
+        return features.new_zeros(len(features), 0) if self.tags is None else self.tags(features).sigmoid()
+
+    def _likely(self, tags: Tensor) -> LikelyTags:
+        """Those tags of all (B, G) that the decoder has places for."""
+        probabilities, places = tags.topk(self.slots)
+        return LikelyTags(self.tag_words[places], probabilities)
 
     def see(self, pixels: Tensor) -> Seen:
         """(B, S, S, 3) uint8 pictures -> all that is known of them."""
         x = self.encoder(self.normalise(pixels))  # (B, L, D)
-        nothing = x.new_zeros(len(x), 0)
+        tags = self._tags(x)
         return Seen(
-            self.decoder.memory(x),
-            nothing if self.feature is None else F.normalize(self.feature(x.mean(1)), dim=-1),
-            nothing if self.tags is None else self.tags(x).sigmoid(),
+            self.decoder.memory(x, self._likely(tags) if self.slots else None),
+            x.new_zeros(len(x), 0) if self.feature is None else F.normalize(self.feature(x.mean(1)), dim=-1),
+            tags,
         )
 
     def forward(self, pixels: Tensor, words: Tensor) -> Tensor:

@@ -49,12 +49,14 @@ class DecoderConfig:
     attention_heads: int = 4  # heads of the dot-product attention over the regions; 0: none, and a plain one-to-many
     # network, which sees the picture once, in layer 1's first state
     sentinel: bool = False  # adaptive attention: a learned extra "region" for words that need no look
+    tag_slots: int = 0  # so many of the likeliest tags are further places to look at, beside the regions
     feed_attention: bool = False  # layer 1 reads what the step before attended to, beside the word
     dropout: float = 0.3  # on word vectors, states and the output, in training only
 
     def __post_init__(self) -> None:
         _check(self.attention_heads >= 0, "attention_heads must be 0 or more")
-        for switch in ("sentinel", "feed_attention"):
+        _check(self.tag_slots >= 0, "tag_slots must be 0 or more")
+        for switch in ("sentinel", "tag_slots", "feed_attention"):
             _check(
                 self.attention_heads > 0 or not getattr(self, switch),
                 f"{switch} needs attention_heads of 1 or more: without attention there is nothing to look at",

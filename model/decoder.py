@@ -12,6 +12,10 @@ Layer 2 does not feed back into layer 1. Teacher forcing therefore runs two fuse
 and one attention over all time steps at once, and a decoding step is a handful of small products.
 The picture's keys and values are computed once for all its captions and beams.
 
+With `tag_slots` the attention looks at words too: those tags that the picture most likely has are further places
+beside its regions, each the tag's word vector times its probability (You et al. 2016, semantic attention). They are
+part of the same keys and values, so nothing else changes.
+
 With `feed_attention` layer 1 also reads what the step before attended to (input feeding, Luong et al.
 2015), and teacher forcing runs layer 1 step by step. What that was follows from layer 1's state, which
 asked for it, so it is computed again and the state stays as wide as without it.
@@ -31,10 +35,18 @@ from model.errors import ConfigError
 from model.vocabulary import PAD, START, UNKNOWN
 
 
+class LikelyTags(NamedTuple):
+    """The M likeliest tags of B pictures. words: (B, M), their places in the vocabulary. probabilities: (B, M)."""
+
+    words: Tensor
+    probabilities: Tensor
+
+
 class Memory(NamedTuple):
     """What the decoder needs of B pictures: computed once a picture, read at every step.
 
-    keys, values: (B, L, A), L = 0 without attention. start: (B, states * H), layer 1's first state.
+    keys, values: (B, L + M, A), of L regions, then M tags; of nothing without attention.
+    start: (B, states * H), layer 1's first state.
     """
 
     keys: Tensor
@@ -59,7 +71,8 @@ class StepOutput(NamedTuple):
     """One decoding step for B pictures with K captions each.
 
     logits: (B, K, V). state: (B, K, S), the layers' states.
-    attention: (B, K, L + 1), mean over heads, the sentinel's weight last; None without. gates: (B, K, layers, G).
+    attention: (B, K, L + M + 1), mean over heads, the sentinel's weight last; None without.
+    gates: (B, K, layers, G).
     """
 
     logits: Tensor
@@ -92,6 +105,7 @@ class Decoder(nn.Module):
             self.key = nn.Linear(A, A)
             self.value = nn.Linear(A, A)
         self.sentinel = nn.Linear(H, 2 * A) if config.sentinel else None
+        self.tag = nn.Linear(E, A) if config.tag_slots else None
         self.layer2 = cell(H + A, H) if config.layers == 2 else None
         self.output = nn.Linear(H + A, E)
         self.output_bias = nn.Parameter(torch.zeros(V))
@@ -112,13 +126,17 @@ class Decoder(nn.Module):
         """What the last axis of `StepOutput.gates` holds."""
         return self.layer1.gate_names
 
-    def memory(self, features: Tensor) -> Memory:
-        """Region features (B, L, D) -> what decoding needs of the pictures."""
+    def memory(self, features: Tensor, tags: LikelyTags | None = None) -> Memory:
+        """Region features (B, L, D) -> what decoding needs of the pictures. tags: theirs, with `tag_slots`."""
         x = self.region_norm(F.relu(self.region(features)))  # (B, L, A)
         start = torch.tanh(self.start(self.dropout(x.mean(1))))
         if not self.attends:
             return Memory(x[:, :0], x[:, :0], start)
         x = self.dropout(x + self.position)
+        if self.tag is not None:
+            assert tags is not None
+            words = self.embedding(tags.words) * tags.probabilities[..., None]  # (B, M, E), each about 1 / sqrt(E)
+            x = torch.cat([x, self.dropout(self.tag(words * words.shape[-1] ** 0.5))], 1)
         return Memory(self.key(x), self.value(x), start)
 
     def forward(self, memory: Memory, words: Tensor) -> Tensor:
@@ -203,12 +221,15 @@ class Decoder(nn.Module):
         return (logits / temperature + self.never).log_softmax(-1)
 
     def _attend(self, h: Tensor, memory: Memory, prepared: Prepared | None = None) -> tuple[Tensor, Tensor]:
-        """Scaled dot-product attention (Vaswani et al. 2017) over regions: h (B, Q, H) -> (B, Q, A), (B, Q, L + 1)."""
+        """Scaled dot-product attention (Vaswani et al. 2017) over regions, and tags: h (B, Q, H) -> (B, Q, A), weights.
+
+        The weights are (B, Q, L + M + 1).
+        """
         B, Q, _ = h.shape
         q, *own = self._queries(h, prepared)  # (B, heads, Q, A / heads)
         q = q * q.shape[-1] ** -0.5
-        k, v = self._split(memory.keys), self._split(memory.values)  # (B, heads, L, A / heads)
-        scores = q @ k.transpose(-2, -1)  # (B, heads, Q, L)
+        k, v = self._split(memory.keys), self._split(memory.values)  # (B, heads, L + M, A / heads)
+        scores = q @ k.transpose(-2, -1)  # (B, heads, Q, L + M)
         if not own:
             weights = scores.softmax(-1)
             context = weights @ v

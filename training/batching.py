@@ -61,8 +61,7 @@ class CaptionSource:
 
     def __len__(self) -> int:
         """Batches an epoch, of `config.batch_size` pictures a process; a last one too small to share joins another."""
-        full, rest = divmod(sum(round(len(rows) * visits) for rows, visits in self.sets), self._size)
-        return full + (rest >= distributed.world_size())
+        return batches_of(sum(round(len(rows) * visits) for rows, visits in self.sets), self._size)
 
     @property
     def _size(self) -> int:
@@ -77,16 +76,8 @@ class CaptionSource:
                 yield self._batch(rows.tolist(), views.tolist(), epoch, number, device)
 
     def _shuffled(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-        """A shuffle in which pictures with captions of like length stand together: less padding."""
         order = rng.permutation(np.concatenate([_visited(rows, visits, rng) for rows, visits in self.sets]))
-        size = self._size
-        pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
-        order = np.concatenate([pool[np.argsort(self.longest[pool], kind="stable")] for pool in pools])
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        if len(batches[-1]) < distributed.world_size():
-            *batches, before, last = batches
-            batches.append(np.concatenate([before, last]))
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return shuffled(order, self.longest, self._size, rng)
 
     def _batch(self, rows: list[int], views: list[int], epoch: int, number: int, device: torch.device) -> Batch:
         """This process's share of a batch, and what would be in it, whoever had it."""
@@ -113,6 +104,25 @@ class CaptionSource:
             order = rng.permutation(len(mine))
             captions.append([mine[order[i % len(mine)]] for i in range(self.config.captions_per_picture)])
         return Batch(inputs, padded(captions, self.config.max_words).to(device), rows, flipped)
+
+
+def batches_of(count: int, size: int) -> int:
+    """How many batches of `size` so many rows make; a last one too small to share joins another."""
+    full, rest = divmod(count, size)
+    return full + (rest >= distributed.world_size())
+
+
+def shuffled(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """The rows of a shuffle in batches in which captions of like length stand together: less padding."""
+    pools = [order[i : i + 32 * size] for i in range(0, len(order), 32 * size)]
+    order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    if len(batches[-1]) < distributed.world_size():
+        *batches, before, last = batches
+        batches.append(np.concatenate([before, last]))
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _visited(rows: NDArray[np.int64], visits: float, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from model.captioner import Captioner
 from model.checkpoint import WEIGHTS, open_checkpoint
@@ -20,6 +21,8 @@ from model.errors import ConfigError
 from training import distributed, optimisation
 from training.config import Recipe
 from training.data import CaptionData, DataError
+
+STATE = "state.pt"  # in the folder of a run: what it goes on from
 
 
 @dataclass
@@ -71,9 +74,6 @@ def provenance(
 ) -> dict[str, str]:
     """Digests of what a run's result depends on besides its recipe."""
 
-    def digest(content: Any) -> str:
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
     def checkpoint(folder: Path) -> str:
         opened = open_checkpoint(folder)
         return digest([dict(opened.digests)[WEIGHTS], asdict(opened.config), opened.vocabulary.fingerprint()])
@@ -87,6 +87,11 @@ def provenance(
     made_from["init"] = checkpoint(init) if init else "none"
     made_from["teachers"] = ", ".join(map(checkpoint, teachers)) or "none"
     return made_from
+
+
+def digest(content: Any) -> str:
+    """Of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,16 +127,16 @@ def read_state(path: Path, recipe: Recipe, made_from: Mapping[str, str]) -> dict
 @distributed.on_main
 def save_state(
     path: Path,
-    captioner: Captioner,
+    trained: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: optimisation.WeightAverage | None,
     progress: Progress,
     recipe: Recipe,
     made_from: Mapping[str, str],
 ) -> None:
-    device = next(captioner.parameters()).device
+    device = next(trained.parameters()).device
     content = {
-        "model": captioner.state_dict(),
+        "model": trained.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": {"shadow": average.shadow, "steps": average.steps} if average else None,
         "progress": asdict(progress),
@@ -147,11 +152,11 @@ def save_state(
 
 def restore_state(
     content: Mapping[str, Any],
-    captioner: Captioner,
+    trained: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: optimisation.WeightAverage | None,
 ) -> Progress:
-    captioner.load_state_dict(content["model"])
+    trained.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     if average and content["average"]:
         average.steps = content["average"]["steps"]

@@ -267,9 +267,7 @@ def train(folder: Path, out: Path, device: torch.device, minutes: float, batch: 
         # The encoder in bf16 where the device has it; the decoder in float32: its sums over steps want the digits.
         with optimisation.autocast(device, config.precision):
             features = captioner.encoder(captioner.normalise(pixels).contiguous(memory_format=torch.channels_last))
-        loss = objectives.likelihood_loss(
-            captioner, captioner.decoder.memory(features.float()), words, config.label_smoothing
-        )
+        loss = objectives.likelihood_loss(captioner, captioner.memory(features.float()), words, config.label_smoothing)
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.clip, foreach=True)
         optimizer.step()

@@ -37,21 +37,27 @@ def vocabulary_kind(vocabulary: Vocabulary) -> Literal["words", "pieces"]:
     return "pieces" if vocabulary.in_pieces else "words"
 
 
-def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None) -> Captioner:
-    """The captioner to train, as `recipe` says; raises `ConfigError` where the checkpoint `init` is another."""
+def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None, sentences: Sequence[str] = ()) -> Captioner:
+    """The captioner to train, as `recipe` says; raises `ConfigError` where the checkpoint `init` is another.
+
+    sentences: without pictures; a fresh captioner knows their words too.
+    """
     captions = [caption for picture in data.split("train") for caption in picture.captions]
     model = recipe.model
     if (model.preprocess.mean, model.preprocess.std) == (PreprocessConfig().mean, PreprocessConfig().std):
         model = replace(model, preprocess=default_preprocess(model.encoder.name, model.preprocess.size))
     if init is None:
         if recipe.vocabulary == "pieces":
-            vocabulary = build_pieces(captions, recipe.pieces, recipe.min_count)
+            vocabulary = build_pieces([*captions, *sentences], recipe.pieces, recipe.min_count)
         else:
-            vocabulary = Vocabulary.build(captions, recipe.min_count)
+            vocabulary = Vocabulary.build([*captions, *sentences], recipe.min_count)
         vocabulary = Vocabulary(vocabulary.words, learn_capitals(captions))
         weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
         return Captioner(model, vocabulary, weights)
-    captioner = to_train_on(load_captioner(init), encoder_changes=recipe.train_stages > 0)
+    slots = model.decoder.tag_slots
+    captioner = to_train_on(load_captioner(init), encoder_changes=recipe.train_stages > 0 and not slots)
+    if slots != captioner.config.decoder.tag_slots:
+        captioner = with_slots(captioner, slots)
     sizes = replace(
         captioner.config, name=model.name, version=model.version, search=model.search, temperature=model.temperature,
         decoder=replace(captioner.config.decoder, dropout=model.decoder.dropout),
@@ -75,7 +81,7 @@ def to_train_on(captioner: Captioner, encoder_changes: bool) -> Captioner:
     """`captioner` without what was fitted to the weights that training is about to change.
 
     That is what similar pictures are found by, and the reliability below which a caption needs a review; where the
-    encoder changes too, the tags. `training.finishing` fits them anew.
+    encoder changes too, the tags, unless the decoder looks at them. `training.finishing` fits them anew.
     """
     none = ModelConfig()
     captioner.feature = None
@@ -84,6 +90,16 @@ def to_train_on(captioner: Captioner, encoder_changes: bool) -> Captioner:
         captioner.tags = None
         captioner.config = replace(captioner.config, tags=none.tags, things=none.things)
     return captioner
+
+
+@torch.no_grad()
+def with_slots(captioner: Captioner, slots: int) -> Captioner:
+    """`captioner` with another number of places for tags; a layer that it then has and had not is yet to be learnt."""
+    config = replace(captioner.config, decoder=replace(captioner.config.decoder, tag_slots=slots))
+    made = Captioner(config, captioner.vocabulary)
+    state, known = made.state_dict(), captioner.state_dict()
+    made.load_state_dict({name: known.get(name, value) for name, value in state.items()})
+    return made.eval()
 
 
 @torch.no_grad()
@@ -101,6 +117,8 @@ def extended(captioner: Captioner, more: Vocabulary) -> Captioner:
             state[name].fill_(float(value[len(SPECIAL) :].min()))
         if value.ndim:
             state[name][: len(value)] = value  # only what has a row a word has become longer
+        else:
+            state[name] = value
     larger.load_state_dict(state)
     return larger.eval()
 

@@ -7,12 +7,13 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from model.captioner import Captioner
 from model.checkpoint import save_captioner, write_json
 from model.errors import ConfigError
 from training import batching, distributed, features, objectives, optimisation, validation
-from training.checkpointing import Progress, provenance, read_state, restore_state, save_state
+from training.checkpointing import STATE, Progress, provenance, read_state, restore_state, save_state
 from training.config import Recipe
 from training.data import CaptionData
 from training.initialisation import initial_captioner, load_teachers
@@ -56,15 +57,14 @@ def train(
     for warning in coverage.check(captioner.vocabulary, captions, captioner.config.search.block_ngram):
         log.warning("%s", warning)
     captioner.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    recipe = _as_run(recipe, captioner, device)
+    recipe = as_run(recipe, captioner, device)
     config = recipe.train
     frozen = len(captioner.encoder.stages) - recipe.train_stages
     if not 0 <= frozen <= len(captioner.encoder.stages):
         raise ConfigError(f"train_stages is {recipe.train_stages}, the encoder has {len(captioner.encoder.stages)}")
     digests = {split: features.contents(data.split(split)) for split in ("train", "val")}
     made_from = provenance(recipe, captioner, data, digests, init, teachers)
-    state = run / "state.pt"
-    saved = distributed.broadcast(lambda: read_state(state, recipe, made_from))
+    saved = distributed.broadcast(lambda: read_state(run / STATE, recipe, made_from))
 
     # --- pictures and captions
     def cached(split: str, views: int) -> features.Features:
@@ -80,17 +80,66 @@ def train(
     objective = objectives.Objective(
         captioner, source, config, load_teachers(teachers, captioner, train_set.stages, config, device)
     )
+
+    def judge() -> tuple[dict[str, Any], float]:
+        result = validation.evaluate(captioner, val_set, captioner.config.search, config)
+        return result.figures(), score_of(result, val_set.pictures, recipe.choose)
+
+    groups = parameter_groups(captioner, frozen, config)
+    return fit(recipe, captioner, groups, captioner, source, objective, judge, run, device, saved, made_from)
+
+
+class Source(Protocol):
+    """Batches to learn from, the same again for a seed and an epoch."""
+
+    def __len__(self) -> int:
+        """How many an epoch has."""
+
+    def batches(self, epoch: int, device: torch.device, skip: int = 0) -> Iterator[batching.Batch]:
+        """The batches of an epoch, without the first `skip`."""
+
+
+class Objective(Protocol):
+    """What a step goes down, and what to show beside it."""
+
+    metric: str  # the name of what is shown
+
+    def __call__(self, batch: batching.Batch, own_share: float) -> tuple[Tensor, float]:
+        """The loss of a batch, `own_share` of whose words are the model's own guesses, and the metric."""
+
+
+def fit(
+    recipe: Recipe,
+    trained: nn.Module,
+    groups: list[dict[str, Any]],
+    captioner: Captioner,
+    source: Source,
+    objective: Objective,
+    judge: Callable[[], tuple[dict[str, Any], float]],
+    run: Path,
+    device: torch.device,
+    saved: dict[str, Any] | None,
+    made_from: Mapping[str, str],
+) -> Path:
+    """Take steps down `objective` until the epochs are over or none gets better; the best one's checkpoint.
+
+    trained: the captioner, or what holds it and what it needs in training alone; groups are its parameters, as the
+    optimizer takes them. judge: what the history keeps of an epoch, and the score that the best one has most of.
+    saved: what `read_state` found.
+    """
+    config, frozen = recipe.train, len(captioner.encoder.stages) - recipe.train_stages
     # A small set comes to min_steps by more epochs; patience is given in epochs of the recipe.
     epochs = max(config.epochs, math.ceil(config.min_steps / len(source)))
     patience = config.patience * epochs / config.epochs
 
     # --- weights
-    optimizer = torch.optim.AdamW(parameter_groups(captioner, frozen, config), betas=(0.9, 0.98), fused=True)
-    average = optimisation.WeightAverage(captioner, config.average) if config.average else None
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    average = optimisation.WeightAverage(trained, config.average) if config.average else None
     progress = Progress()
     run.mkdir(parents=True, exist_ok=True)
+    state = run / STATE
     if saved:
-        progress = restore_state(saved, captioner, optimizer, average)
+        progress = restore_state(saved, trained, optimizer, average)
         log.info("resuming at epoch %d, step %d", progress.epoch + 1, progress.step)
     else:
         distributed.on_main(write_json)(run / "recipe.json", asdict(recipe))
@@ -103,7 +152,7 @@ def train(
         bar = tqdm(source.batches(progress.epoch, device, progress.step), f"epoch {progress.epoch + 1}/{epochs}",
                    total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
                    disable=not distributed.is_main())  # fmt: skip
-        began, pictures = time.monotonic(), 0
+        began, learnt = time.monotonic(), 0
         own_share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
         for batch in bar:
             done = progress.epoch * len(source) + progress.step
@@ -118,23 +167,22 @@ def train(
                 distributed.average(b for b in captioner.buffers() if b.is_floating_point())
             if average:
                 average.update()
-            pictures += len(batch.rows)
+            learnt += len(batch.rows)
             mean_loss, mean_metric = distributed.mean(float(loss.detach()), metric)
             progress.end_step(mean_loss, mean_metric, norm)
             bar.set_postfix(
                 {name: f"{mean:.4f}" for name, mean in progress.means(objective.metric).items()}, refresh=False
             )
             if time.monotonic() - last_save > config.save_every:
-                save_state(state, captioner, optimizer, average, progress, recipe, made_from)
+                save_state(state, trained, optimizer, average, progress, recipe, made_from)
                 last_save = time.monotonic()
-        speed = distributed.world_size() * pictures / (time.monotonic() - began)
+        speed = distributed.world_size() * learnt / (time.monotonic() - began)
 
         if average:
             average.swap()
-        result = validation.evaluate(captioner, val_set, captioner.config.search, config)
-        score = score_of(result, val_set.pictures, recipe.choose)
+        figures, score = judge()
         learning_rate = optimizer.param_groups[0]["lr"]
-        record = progress.end_epoch(objective.metric, learning_rate, {**result.figures(), "score": score})
+        record = progress.end_epoch(objective.metric, learning_rate, {**figures, "score": score})
         if writer:
             _log_epoch(writer, objective.metric, record, speed)
         if score > progress.best:
@@ -144,28 +192,29 @@ def train(
         if average:
             average.swap()
         distributed.on_main(write_json)(run / "history.json", progress.history)
-        save_state(state, captioner, optimizer, average, progress, recipe, made_from)
+        save_state(state, trained, optimizer, average, progress, recipe, made_from)
         last_save = time.monotonic()
     if writer:
         writer.close()
     distributed.barrier()
     best = best_epoch(progress.history)
-    ciders = ", ".join(f"{name} {value:.1f}" for name, value in best["val_cider"].items())
-    log.info("best epoch %d, validation CIDEr %s, loss %.3f, in %s", best["epoch"], ciders, best["val_loss"], run)
+    ciders = "".join(f", CIDEr {name} {value:.1f}" for name, value in best.get("val_cider", {}).items())
+    log.info("best epoch %d, validation loss %.3f%s, in %s", best["epoch"], best["val_loss"], ciders, run)
     return run / "best"
 
 
 def _log_epoch(writer: SummaryWriter, metric: str, record: Mapping[str, Any], speed: float) -> None:
-    """An epoch's record as a line and as points of TensorBoard's curves. speed: pictures a second."""
-    log.info("%s, %.1f pictures/s", json.dumps(record), speed)
+    """An epoch's record as a line and as points of TensorBoard's curves. speed: pictures a second, or sentences."""
+    log.info("%s, %.1f a second", json.dumps(record), speed)
     for key in ("train_loss", metric, "learning_rate", "gradient_norm", "val_loss", "distinct"):
-        writer.add_scalar(key, record[key], record["epoch"])
-    writer.add_scalar("pictures_per_second", speed, record["epoch"])
-    for name, value in record["val_cider"].items():
+        if key in record:
+            writer.add_scalar(key, record[key], record["epoch"])
+    writer.add_scalar("learnt_per_second", speed, record["epoch"])
+    for name, value in record.get("val_cider", {}).items():
         writer.add_scalar(f"val_cider/{name}", value, record["epoch"])
 
 
-def _as_run(recipe: Recipe, captioner: Captioner, device: torch.device) -> Recipe:
+def as_run(recipe: Recipe, captioner: Captioner, device: torch.device) -> Recipe:
     """The recipe with what was left to the encoder and to the device put in: the record of what ran."""
     config = replace(recipe.train, precision=native(recipe.train.precision, device))
     return replace(recipe, model=captioner.config, train=config)

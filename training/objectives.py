@@ -27,7 +27,7 @@ from training.scoring.objects import Objects
 
 
 class Objective:
-    """What a step goes down, as `config` says: the likelihood of captions, or the reward of found ones, or both.
+    """What a step minimises, as `config` says: the likelihood of captions, or the reward of found ones, or both.
 
     teachers: captioners whose mean probabilities `config.teacher_share` of the likelihood loss follows.
     """
@@ -78,7 +78,7 @@ def _weight(words: Tensor) -> Tensor | float:
 
 def memory_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Memory:
     """What the decoder needs, from what left the encoder's first `frozen_stages` stages."""
-    return captioner.decoder.memory(regions_of(captioner, inputs, frozen_stages))
+    return captioner.memory(regions_of(captioner, inputs, frozen_stages))
 
 
 def regions_of(captioner: Captioner, inputs: Tensor, frozen_stages: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.captioner import Captioner
@@ -29,7 +30,7 @@ FEWEST = 10  # validation pictures: CIDEr weighs words by how rare they are amon
 
 
 def score_of(result: Evaluation, pictures: Sequence[Picture], weights: Mapping[str, float]) -> float:
-    """What the best epoch has most of: the sets' CIDEr by `weights`; of too few pictures for that, minus the loss."""
+    """The score that chooses the best epoch: the sets' CIDEr by `weights`; of too few pictures, minus the loss."""
     return -result.loss if with_few_pictures(pictures, weights) else chosen_by(result.cider, weights)
 
 
@@ -64,12 +65,17 @@ LONGEST = 100  # words of a caption that count in the validation loss
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Free-running validation: the captions and, by source data set, their CIDEr (percent)."""
+    """Free-running validation: the captions and, by source data set, each one's CIDEr (percent)."""
 
     captions: list[list[str]]  # words, one caption a picture
-    cider: dict[str, float]
+    ciders: dict[str, NDArray[np.float64]]
     loss: float  # teacher-forced cross-entropy a word
     repeated: float  # share of captions that hold a bigram twice
+
+    @property
+    def cider(self) -> dict[str, float]:
+        """The mean of each set."""
+        return {source: float(each.mean()) for source, each in self.ciders.items()}
 
     def figures(self) -> dict[str, Any]:
         """What a history keeps of it."""
@@ -103,7 +109,7 @@ def evaluate_with(
     search_config: SearchConfig,
     config: TrainConfig,
 ) -> Evaluation:
-    """What `evaluate` finds, of whatever speaks.
+    """`evaluate`, of any model.
 
     speak: (rows of `pictures`, the words (B, N, T + 1) said of them) -> a stepper over them, the loss of the words.
     """
@@ -119,13 +125,16 @@ def evaluate_with(
         parts.append((start, [vocabulary.decode(mine[0].words) if mine else [] for mine in found], float(loss)))
     parts = sorted(part for each in distributed.all_gather(parts) for part in each)
     captions = [caption for _, mine, _ in parts for caption in mine]
-    references = [[words_of(c) for c in picture.captions] for picture in pictures]
-    sources = [picture.source for picture in pictures]
-    cider = {}
-    for source in dict.fromkeys(sources):
-        rows = [i for i, name in enumerate(sources) if name == source]
-        scorer = CiderD([references[i] for i in rows])
-        cider[source] = 100 * float(scorer.score([captions[i] for i in rows], range(len(rows))).mean())
     repeated = sum(repeats_bigram(words) for words in captions) / len(captions)
     loss_a_word = np.average([loss for _, _, loss in parts], weights=[len(mine) for _, mine, _ in parts])
-    return Evaluation(captions, cider, float(loss_a_word), repeated)
+    return Evaluation(captions, _ciders(captions, pictures), float(loss_a_word), repeated)
+
+
+def _ciders(captions: Sequence[Sequence[str]], pictures: Sequence[Picture]) -> dict[str, NDArray[np.float64]]:
+    """CIDEr of each picture's caption against what people said of it, percent, by source data set."""
+    found = {}
+    for source in dict.fromkeys(picture.source for picture in pictures):
+        rows = [i for i, picture in enumerate(pictures) if picture.source == source]
+        scorer = CiderD([[words_of(c) for c in pictures[i].captions] for i in rows])
+        found[source] = 100 * scorer.score([captions[i] for i in rows], range(len(rows)))
+    return found

@@ -73,7 +73,7 @@ RequestQueue = deque[Item]  # the waiting pictures of one request
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An encoded picture: with whom, in which row, and the seconds that took them all."""
+    """An encoded picture: its batch and its row there, and the seconds that the whole batch took."""
 
     item: Item
     regions: Regions
@@ -274,7 +274,7 @@ class Batcher:
             self._generate(lane, [one for one in group if one.item.wanted])
 
     def _encode(self, encoder: Lane, batch: list[Item]) -> list[Encoded]:
-        """Those that can be; the callers of the others are told."""
+        """The pictures that can be encoded; the callers of the others get an error."""
         start = _begin(batch)
         try:
             regions = encoder.encode(np.stack([item.pixels for item in batch]))
@@ -317,7 +317,7 @@ class Batcher:
         self._post(_succeed, batch, answers)
 
     def _one_by_one(self, batch: list[Item], error: Exception) -> list[Item]:
-        """One bad picture must not fail its neighbours: after a failed batch each is tried alone. Which are."""
+        """Those of a failed batch to try again, one by one: a bad picture must not fail its neighbours."""
         if len(batch) > 1:
             logger.warning("a batch of %d failed and is tried one by one: %r", len(batch), error)
             return [item for item in batch if item.wanted]
@@ -343,7 +343,7 @@ def _fail(item: Item) -> None:
 
 
 def _begin(batch: list[Item]) -> float:
-    """Now, when `batch` waits no longer."""
+    """Count what `batch` has waited so far; returns the time now."""
     now = time.perf_counter()
     for item in batch:
         item.waited, item.since = item.waited + now - item.since, now

@@ -1,4 +1,4 @@
-"""One picture at a time, no HTTP: contenders 1, 2, 4 and 5."""
+"""One picture at a time, no HTTP: this engine in 8 bits and float32, torch in batches and by lists, and BLIP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.runtime import load_engine
 
 
 def run(subject: Subject) -> list[dict[str, Any]]:
-    """One picture at a time, no HTTP: contenders 1, 2, 4 and 5."""
+    """One picture at a time, no HTTP."""
     torch_engine = load_engine(WEIGHTS, device="cpu", engine="torch")
     exact = load_engine(WEIGHTS, device="cpu", engine="openvino", precision="f32")
     python, blip = PythonBeam(), Blip()

@@ -1,4 +1,4 @@
-"""Over HTTP, at one client (a request) and at 16 (a request, of the whole time): contenders 1, 2 and 3."""
+"""Over HTTP: this service, LitServe and a tutorial's handler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.timing import OURS, Sample, interleaved, rows, timed
 
 
 def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
-    """Over HTTP, at one client (a request) and at 16 (a request, of the whole time): contenders 1, 2 and 3."""
+    """At one client (milliseconds a request), and at 16 (of the whole time, a request)."""
     here = "benchmarks.servers"
     commands = {
         OURS: ["-m", "app"],

@@ -19,7 +19,8 @@ ALTERNATIVES = 4  # runner-up words an explanation names
 class StepDetails(NamedTuple):
     """What the decoder saw at each step of N captions of B pictures.
 
-    log_probabilities: (B, N, T, V). attention: (B, N, T, L + 1), the sentinel's weight last; None without attention.
+    log_probabilities: (B, N, T, V). attention: (B, N, T, L + M + 1): of L regions, of M tags, of the sentinel; None
+    without attention.
     gates: (B, N, T, layers, G).
     """
 
@@ -88,14 +89,16 @@ def _explanation(
 ) -> Explanation:
     log_probabilities, gates = details.log_probabilities[place], details.gates[place]
     attention = None if details.attention is None else details.attention[place]
+    regions = grid[0] * grid[1]
     best = _best(log_probabilities, ALTERNATIVES + 1)
     return Explanation(
-        attention=None if attention is None else attention[:-1].reshape(grid),
+        attention=None if attention is None else attention[:regions].reshape(grid),
         sentinel=0.0 if attention is None else float(attention[-1]),
         layers=tuple(dict(zip(gate_names, map(float, layer), strict=True)) for layer in gates),
         alternatives=tuple(
             Alternative(_text(int(i), vocabulary), math.exp(log_probabilities[i])) for i in best if i != word
         )[:ALTERNATIVES],
+        tags=0.0 if attention is None else float(attention[regions:-1].sum()),
     )
 
 

@@ -173,6 +173,8 @@ def follow(*locations: str, **given: Any) -> tuple[bytes | ServiceError, list[by
 
         async def resolve(host: str, port: int) -> list[str]:
             resolved.append(host)
+            if "in_turn" in given:
+                return given["in_turn"].pop(0)
             return given.get("addresses", {}).get(host, ["127.0.0.1"])
 
         listening = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -210,6 +212,16 @@ def test_redirects_are_followed_to_allowed_hosts_alone() -> None:
     got, requests, _ = follow(*["/again"] * 9)
     assert isinstance(got, FetchFailed)
     assert len(requests) == 4
+
+
+def test_a_name_that_changes_its_address_gains_nothing() -> None:
+    """DNS rebinding: what was checked is what is connected to, and a redirect is checked anew."""
+    inside = ["169.254.169.254"]
+    got, _, resolved = follow(in_turn=[["127.0.0.1"], inside])
+    assert (got, resolved) == (GREEN, ["pub.example"])
+    got, requests, resolved = follow("/second", in_turn=[["127.0.0.1"], inside])
+    assert isinstance(got, UrlRefused)
+    assert (len(requests), resolved) == (1, ["pub.example"] * 2)
 
 
 @pytest.mark.parametrize(

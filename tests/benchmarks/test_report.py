@@ -3,11 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from benchmarks import report
-from benchmarks.machine import fastest
-from benchmarks.sections.instructions import LIMITS, started
 
 
 def record(cpu: str, instructions: str, ms: float) -> dict[str, Any]:
@@ -28,29 +24,19 @@ def test_the_same_processor_with_fewer_instructions_is_another() -> None:
     assert report.processor(record("A", "AVX2", 1)) == report.processor(record("A", "AVX2", 9))
 
 
+def test_what_protocols_add_to_a_start_is_said_where_it_was_measured() -> None:
+    cost = {"min": 1.5, "median": 1.6}
+    start = {"starts": 2, "cpu_s": cost, "wall_s": cost, "rss_mb": 320, "rss_after_100_mb": 340, "requests": 9,
+             "rss_after_all_mb": 341}  # fmt: skip
+    before = {**record("A", "AMX", 5), "start_up": start}
+    times = {"cpu_s": 1.004, "rss_mb": 1.001, "rss_after_100_mb": 0.998, "p50_ms": 1.012}
+    assert "protocols" not in report.markdown([before])
+    page = report.markdown([{**before, "start_up": {**start, "protocols": times}}])
+    assert "a start takes 1.004 times the CPU" in page
+    assert "at most 1.012 times as long" in page
+
+
 def test_the_record_in_docs_names_each_processor_once() -> None:
     records = json.loads(report.BENCHMARKS.read_text())
     processors = [report.processor(record) for record in records]
     assert len(set(processors)) == len(processors) > 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("fpu avx2 avx512f avx512_vnni", "AVX-512 VNNI"),
-        ("avx2 avx512f avx512_vnni avx512_bf16 amx_int8", "AMX, AVX-512 bf16, AVX-512 VNNI"),
-        ("avx2 avx512f", "AVX-512"),
-        ("avx2", "AVX2"),
-        ("", "none"),
-    ],
-)
-def test_the_instructions_that_matter_are_named(flags: str, expected: str) -> None:
-    assert fastest(f"flags : {flags}\nbugs : none\n") == expected
-
-
-def test_engines_with_fewer_instructions_caption_when_they_are_asked() -> None:
-    with started(None) as processes:
-        assert processes.keys() == LIMITS.keys()
-        for process in processes.values():
-            assert process.turn().wall > 0
-        assert processes["exact"].precision == processes["avx2"].precision == "f32"

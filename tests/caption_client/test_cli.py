@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -26,7 +27,9 @@ from caption_client import answers, cli, client, dataset, files
 from caption_client.alt_text import AltText, Place, sidecar
 from caption_client.answers import Answer, Result
 from caption_client.client import CaptionClient, CaptionError
-from model.errors import CheckpointError
+from model.config import SearchConfig
+from model.constraints import FREE, Constraints
+from model.errors import CheckpointError, ConfigError
 from model.runtime.engine import Regions
 from tests.app.fakes import POISON, FakeEngine, FakeRegions
 from tests.caption_client.test_client import ANSWER
@@ -152,8 +155,9 @@ def test_goes_on_after_a_stop(folder: Path, engine: FakeEngine, tmp_path: Path, 
         out.write_bytes(whole[:cut])
         engine.batches.clear()
         assert cli.main([*arguments, "--skip-existing"]) == cli.OK
-        assert out.read_bytes() == whole
-        assert sum(engine.batches) == 3 - max(whole[:cut].count(b"\n") - (kind == "csv"), 0)
+        assert out.read_bytes() == (whole if engine.batches else whole[:cut])  # nothing to do is nothing to write
+        records = whole[:cut].count(b"\n") + (cut == len(whole) - 1)  # which lacks its line break alone
+        assert sum(engine.batches) == 3 - max(records - (kind == "csv"), 0)
     engine.batches.clear()
     assert cli.main([*arguments, "--skip-existing"]) == cli.OK
     assert engine.batches == []
@@ -378,7 +382,7 @@ def test_many_pictures_are_read_only_a_little_ahead(engine: FakeEngine, tmp_path
             taken += 1
             yield str(path)
 
-    outcomes = local.outcomes(names(), read, engine, CaptionParams(), 10**6)
+    outcomes = local.outcomes(names(), read, engine, engine.config.search, CaptionParams(), 10**6)
     for done, _ in enumerate(itertools.islice(outcomes, 500), 1):
         assert taken - done < 4 * local.BATCH
     outcomes.close()  # type: ignore[attr-defined]
@@ -413,6 +417,34 @@ def test_options_reach_the_engine(
     assert loaded == (Path("m"), "cpu", "auto", 2)
     asked = (getattr(search_config, name) for name in ("strategy", "temperature", "top_p", "seed", "max_length"))
     assert tuple(asked) == ("sample", 0.7, 0.9, 3, 9)
+
+
+def test_words_are_asked_for_and_forbidden(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[SearchConfig] = []
+
+    class Engine(FakeEngine):
+        def constraints(self, search_config: SearchConfig) -> Constraints:
+            if "unicorn" in search_config.avoid:
+                raise ConfigError("avoid: the model does not know the word 'unicorn'")
+            return FREE
+
+        def generate(self, regions: FakeRegions, search: Any = None, explain: bool = False):  # type: ignore[no-untyped-def, override]
+            seen.append(search)
+            found = super().generate(regions, search, explain)
+            return [[replace(one, text=f"A man {one.text}") for one in captions] for captions in found]
+
+    monkeypatch.setattr(local, "load_engine", lambda *_: Engine())
+    words = ["--avoid", "dog,hot dog", "--start-with", "a photo of", "--min-length", "4"]
+    assert cli.main([str(folder / "a.png"), *words, "--wording", "gender-neutral"]) == cli.OK
+    [search] = seen
+    assert (search.avoid, search.start_with, search.min_length) == (("dog", "hot dog"), "a photo of", 4)
+    assert capsys.readouterr().out.startswith("A person ")
+    assert cli.main([str(folder / "a.png"), "--avoid", "unicorn"]) == cli.USAGE
+    assert capsys.readouterr().err == "caption: avoid: the model does not know the word 'unicorn'\n"
+    assert cli.main([str(folder / "a.png"), "--min-length", "9", "--max-length", "3"]) == cli.USAGE
+    assert capsys.readouterr().err.startswith("caption: min_length")
 
 
 class FakeServer(CaptionClient):
@@ -657,6 +689,6 @@ def test_an_oriented_picture_keeps_its_size_in_the_answer(engine: FakeEngine, tm
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (30, 20)).save(path, exif=exif)
-    [outcome] = local.outcomes([str(path)], read, engine, CaptionParams(), 10**6)
+    [outcome] = local.outcomes([str(path)], read, engine, engine.config.search, CaptionParams(), 10**6)
     assert outcome.image is not None
     assert (outcome.image.width, outcome.image.height) == (20, 30)

@@ -125,9 +125,26 @@ def test_every_cut_of_our_own_files_is_known(tmp_path: Path) -> None:
             assert path.read_bytes() == content[:cut]
             assert done.names <= names
             done.cut()
-            assert path.read_bytes() == content[: done.end]
-            assert content[: done.end].endswith(b"\n") or not done.end
+            assert path.read_bytes() == content[: done.end] + b"\n" * done.unended
+            assert path.read_bytes().endswith(b"\n") or not done.end
+            assert Done(path, kind).names == done.names
         assert (done.names, done.end) == (names, len(content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("csv", "path,caption,confidence,error\na.jpg,my own words,,"),
+        ("csv", "path,caption,confidence,error\r\na.jpg,A dog.,0.5,"),
+        ("json", '{"path": "a.jpg", "captions": [], "caption": "my own words"}'),
+    ],
+)
+def test_a_last_line_that_an_editor_left_without_its_break_is_kept(tmp_path: Path, kind: Kind, content: str) -> None:
+    path = tmp_path / "out"
+    path.write_text(content, newline="")
+    with files.output(path, kind, None, go_on=True, force=False) as file:
+        file.write("more")
+    assert path.read_bytes().decode() == content + "\nmore"
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "＝1", "'=1", "plain", ""])

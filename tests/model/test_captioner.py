@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 import torch
 
 from model import preprocess
+from model.captioner import Captioner
 from model.checkpoint import save_captioner
 from model.config import SearchConfig
+from model.decoder import LikelyTags
 from model.encoder import as_regions
+from model.errors import ConfigError
 from model.runtime import load_engine
 from model.vocabulary import SPECIAL, Vocabulary
-from tests.model.tiny import SIZE, captioner, pictures
+from tests.model.tiny import SIZE, TAGS, VOCABULARY, captioner, pictures
 from training.finishing.export import export
 
 
@@ -41,6 +45,30 @@ def test_only_weights_are_in_the_state() -> None:
     names = captioner().state_dict().keys()
     assert {name.split(".")[0] for name in names} == {"encoder", "decoder"}
     assert "decoder.never" not in names
+
+
+@torch.no_grad()
+def test_the_decoder_looks_at_the_tags_that_the_picture_most_likely_has() -> None:
+    tiny = captioner(tag_slots=3)
+    assert tiny.tags is not None
+    pixels = torch.from_numpy(pictures(4))
+    seen = tiny.see(pixels)
+    for picture, tags in enumerate(seen.tags):
+        best = sorted(zip(tags.tolist(), TAGS, strict=True), reverse=True)[:3]
+        words = torch.tensor([[tiny.vocabulary.words.index(word) for _, word in best]])
+        likely = LikelyTags(words, torch.tensor([[p for p, _ in best]]))
+        features = as_regions(tiny.encoder.stages(tiny.normalise(pixels[picture : picture + 1])))
+        for part, expected in zip(seen.memory, tiny.decoder.memory(features, likely), strict=True):
+            torch.testing.assert_close(part[picture : picture + 1], expected, atol=1e-4, rtol=1e-4)
+    for part, expected in zip(tiny.encode(pixels), seen.memory, strict=True):
+        torch.testing.assert_close(part, expected, atol=0, rtol=0)
+    assert {tag for tags in seen.tags for tag in tags.topk(3).indices.tolist()} != set(range(3))  # not always the same
+
+
+def test_tags_to_look_at_must_be_there() -> None:
+    config = captioner(tag_slots=3).config
+    with pytest.raises(ConfigError, match="tag_slots is 3, of 2 tags"):
+        Captioner(replace(config, tags=TAGS[:2]), VOCABULARY)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

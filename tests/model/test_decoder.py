@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.cells import CELLS, SIGMOID_GATES
 from model.config import DecoderConfig
-from model.decoder import Decoder, Memory
+from model.decoder import Decoder, LikelyTags, Memory
 from model.errors import ConfigError
 from model.vocabulary import PAD, START, UNKNOWN
 from tests.model.tiny import decoder, memory
@@ -117,13 +117,45 @@ def test_the_sentinel_competes_with_the_regions_and_brings_its_own_value() -> No
 
 
 @torch.no_grad()
+@with_and_without_sentinel
+@pytest.mark.parametrize("feed_attention", [False, True])
+def test_likely_tags_are_further_places_to_look_at(sentinel: bool, feed_attention: bool) -> None:
+    made = decoder(sentinel=sentinel, feed_attention=feed_attention, tag_slots=3)
+    plain = decoder(sentinel=sentinel, feed_attention=feed_attention)
+    plain.load_state_dict({name: made.state_dict()[name] for name in plain.state_dict()})
+    features, words = torch.randn(2, 5, 6), torch.randint(0, 12, (2, 2, 4))
+    tags = LikelyTags(torch.tensor([[4, 5, 6], [7, 8, 9]]), torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.7, 0.6]]))
+    of, without = made.memory(features, tags), plain.memory(features)
+    assert of.keys.shape == of.values.shape == (2, 5 + 3, 16)
+    for mine, other in zip(of[:2], without[:2], strict=True):
+        torch.testing.assert_close(mine[:, :5], other)  # the regions' share is what it was
+    assert torch.equal(of.start, without.start)
+    torch.testing.assert_close(made(of, words), step_through(made, of, words), **EXACT)
+    # In whatever order they come; and what each says depends on how likely it is, and on which word it is.
+    order = torch.tensor([2, 0, 1])
+    turned = made.memory(features, LikelyTags(tags.words[:, order], tags.probabilities[:, order]))
+    torch.testing.assert_close(made(turned, words), made(of, words), **EXACT)
+    for other in (tags._replace(probabilities=1 - tags.probabilities), tags._replace(words=tags.words.flip(0))):
+        assert (made(made.memory(features, other), words) - made(of, words)).abs().max() > 0.01
+    state = made.initial_state(of, 2)
+    for memory_, decoder_, places in ((of, made, 9), (without, plain, 6)):
+        attention = decoder_.step(memory_, words[..., 0], state).attention
+        assert attention is not None
+        assert attention.shape == (2, 2, places)
+        torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2))
+        assert (attention[..., :-1] > 0).all()
+
+
+@torch.no_grad()
 @every_cell
 @settings(max_examples=10, deadline=None)
 @given(batch=st.integers(1, 4), captions=st.integers(1, 3), steps=st.integers(1, 5), seed=st.integers(0, 999))
 def test_a_batch_equals_each_picture_and_caption_alone(
     cell: str, batch: int, captions: int, steps: int, seed: int
 ) -> None:
-    made = decoder(cell=cell, sentinel=seed % 2 == 0, feed_attention=seed % 3 == 0, layers=1 + seed % 5 % 2)
+    made = decoder(
+        cell=cell, sentinel=seed % 2 == 0, feed_attention=seed % 3 == 0, layers=1 + seed % 5 % 2, tag_slots=seed % 4
+    )
     of = Memory(*(part.double() for part in memory(made, batch, seed)))
     made.double()  # in float32 products of other shapes are rounded otherwise, which recurrence adds up
     words = torch.randint(0, 12, (batch, captions, steps), generator=torch.Generator().manual_seed(seed))
@@ -265,9 +297,10 @@ def test_every_parameter_learns() -> None:
     for cell, layers, heads in itertools.product(CELLS, (1, 2), (0, 2)):
         made = decoder(
             cell=cell, layers=layers, attention_heads=heads, sentinel=heads > 0, tied=cell != "lstm",
-            feed_attention=heads > 0 and cell == "lstm",
+            feed_attention=heads > 0 and cell == "lstm", tag_slots=heads,
         )  # fmt: skip
-        of = made.memory(torch.randn(2, 5, 6))
+        tags = LikelyTags(torch.randint(4, 12, (2, heads)), torch.rand(2, heads))
+        of = made.memory(torch.randn(2, 5, 6), tags if heads else None)
         made(of, torch.randint(4, 12, (2, 2, 4))).square().mean().backward()
         for name, parameter in made.named_parameters():
             # One key a picture added to all keys shifts all scores alike, so its bias only matters with a sentinel.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model import encoder
 from model.captioner import Captioner
 from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, SearchConfig
-from model.decoder import Decoder, Memory
+from model.decoder import Decoder, LikelyTags, Memory
 from model.vocabulary import SPECIAL, Vocabulary
 
 WORDS = "a an the two red green blue white black dog cat man woman ball runs jumps sits plays on in with grass water"
@@ -40,8 +40,13 @@ def pictures(count: int, seed: int = 0, size: int = SIZE) -> NDArray[np.uint8]:
     return made
 
 
+TAGS = ("dog", "cat", "man", "ball", "grass", "red", "runs")
+
+
 def captioner(seed: int = 0, vocabulary: Vocabulary = VOCABULARY, imagenet: bool = False, **decoder: Any) -> Captioner:
     """A random captioner, in eval mode; its captions differ from picture to picture.
+
+    It has tags where its decoder looks at them.
 
     imagenet: with EfficientNet-Lite0 as ImageNet taught it, where it matters what a trained encoder bears.
     """
@@ -53,6 +58,7 @@ def captioner(seed: int = 0, vocabulary: Vocabulary = VOCABULARY, imagenet: bool
         encoder=EncoderConfig("efficientnet_lite0" if imagenet else ENCODER),
         decoder=replace(DecoderConfig(embed_size=16, hidden_size=32), **decoder),
         search=SearchConfig(max_length=8),
+        tags=TAGS if decoder.get("tag_slots") else (),
         temperature=1.25,
     )
     made = Captioner(config, vocabulary, "imagenet" if imagenet else None)
@@ -60,6 +66,8 @@ def captioner(seed: int = 0, vocabulary: Vocabulary = VOCABULARY, imagenet: bool
         made.encoder.load_state_dict(_encoder_weights())
     with torch.no_grad():
         liven(made.decoder)
+        if made.tags is not None:
+            made.tags.whole.weight.mul_(20)  # surer of some than of others
     return made.eval()
 
 
@@ -101,5 +109,9 @@ def memory(decoder: Decoder, batch: int, seed: int = 0) -> Memory:
     """The memory of random region features."""
     generator = torch.Generator().manual_seed(seed)
     regions = decoder.position.shape[0] if decoder.attends else 5
+    features = torch.randn(batch, regions, decoder.region.in_features, generator=generator)
+    slots, V = decoder.config.tag_slots, len(decoder.embedding.weight)
+    shape = batch, slots
+    tags = LikelyTags(torch.randint(4, V, shape, generator=generator), torch.rand(shape, generator=generator))
     with torch.no_grad():
-        return decoder.memory(torch.randn(batch, regions, decoder.region.in_features, generator=generator))
+        return decoder.memory(features, tags if slots else None)

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ from training import batching, objectives, process, validation
 from training.commands.train import main
 from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
-from training.initialisation import extended, inherited
+from training.initialisation import extended, inherited, initial_captioner
 from training.language.sides import mirrored
 from training.loop import train
 from training.optimisation import TrainingDiverged, learning_rate_factor, parameter_groups
@@ -147,7 +148,7 @@ def test_the_best_checkpoint_is_of_the_best_epoch_and_a_run_without_progress_sto
 
     def evaluate(captioner: Any, *_: Any) -> Evaluation:
         weights.append(captioner.decoder.output.weight.detach().clone())
-        return Evaluation([["a"]], {"shapes": next(scores), "more": 100.0}, 1.0, 0.0)
+        return Evaluation([["a"]], {"shapes": np.array([next(scores)]), "more": np.array([100.0])}, 1.0, 0.0)
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
     best = run(tiny.recipe(epochs=50, patience=3, average=0.0), data, tmp_path, cache)
@@ -213,7 +214,9 @@ def test_a_small_set_gets_more_epochs_and_as_much_more_patience(
 ) -> None:
     """3 steps an epoch: 7 epochs in place of 2, and a patience of 3.5 in place of 1."""
     scores = iter([9.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0])
-    monkeypatch.setattr(validation, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": next(scores)}, 1.0, 0.0))
+    monkeypatch.setattr(
+        validation, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": np.array([next(scores)])}, 1.0, 0.0)
+    )
     run(tiny.recipe(epochs=2, min_steps=20, patience=2, warmup=0.5), data, tmp_path / "whole", cache)
     history = json.loads((tmp_path / "whole" / "history.json").read_text())
     rates = [entry["learning_rate"] for entry in history]
@@ -232,7 +235,9 @@ def test_of_too_few_validation_pictures_the_loss_chooses_the_best_epoch(
 ) -> None:
     some = (*data.split("train"), *data.split("val")[:1])
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(validation, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": 0.0}, next(losses), 0.0))
+    monkeypatch.setattr(
+        validation, "evaluate", lambda *_: Evaluation([["a"]], {"shapes": np.zeros(1)}, next(losses), 0.0)
+    )
     best = run(tiny.recipe(epochs=3), CaptionData(some, {}), tmp_path, cache)
     assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
     assert best_epoch(json.loads((tmp_path / "history.json").read_text()))["epoch"] == 2
@@ -260,10 +265,10 @@ def test_rates_norms_and_speed_are_logged(
     run(tiny.recipe(), data, tmp_path, cache)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    for name in ("learning_rate", "gradient_norm", "pictures_per_second"):
+    for name in ("learning_rate", "gradient_norm", "learnt_per_second"):
         assert [event.step for event in events.Scalars(name)] == [1, 2]
         assert all(event.value > 0 for event in events.Scalars(name))
-    assert len(re.findall(r'"learning_rate": .*"gradient_norm": .* pictures/s', caplog.text)) == 2
+    assert len(re.findall(r'"learning_rate": .*"gradient_norm": .* a second', caplog.text)) == 2
 
 
 def test_bf16_is_for_processors_that_have_it(
@@ -437,26 +442,64 @@ def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
     assert open_checkpoint(best).config.temperature == 1.0
 
 
-@pytest.mark.parametrize("stages", [0, 1])
-def test_training_goes_on_from_a_release(stages: int, data: CaptionData, cache: Path, tmp_path: Path) -> None:
-    """What was fitted to weights that change is left behind: tags are of the encoder, the ranking of both."""
-    config = replace(
-        tiny.recipe().model, tags=("red", "circle"), things=("circle",), rerank=RerankConfig(size=4), review_below=0.3
+def as_released(data: CaptionData, folder: Path) -> Captioner:
+    """A checkpoint with all that a release is fitted with at its end."""
+    captioner = tiny.captioner(data)
+    tags = captioner.vocabulary.words[4:9]
+    config = replace(captioner.config, tags=tags, things=tags[:2], rerank=RerankConfig(size=3), review_below=0.4)
+    released = Captioner(config, captioner.vocabulary)
+    assert released.tags is not None
+    torch.nn.init.constant_(released.tags.slope, 1.5)
+    save_captioner(released, folder, {})
+    return released
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize(("stages", "slots"), [(0, 0), (2, 0), (0, 3), (2, 3)])
+def test_what_a_release_was_fitted_with_is_left_behind_but_tags_that_still_hold(
+    stages: int, slots: int, extend: bool, data: CaptionData, tmp_path: Path
+) -> None:
+    released = as_released(data, tmp_path)
+    recipe = replace(inherited(tmp_path), train_stages=stages, extend=extend, min_count=1)
+    recipe = replace(recipe, model=replace(recipe.model, decoder=replace(recipe.model.decoder, tag_slots=slots)))
+    words = ("zebras", "graze") if extend else ()
+    more = replace(data.split("train")[0], captions=(" ".join(words),)) if extend else data.split("train")[0]
+    made = initial_captioner(recipe, CaptionData((more,), {}), tmp_path)
+    kept = stages == 0 or slots > 0
+    assert made.config.rerank == RerankConfig()
+    assert made.config.review_below == 0
+    assert (made.feature, made.config.tags) == (None, released.config.tags if kept else ())
+    assert (made.tags is not None) == kept
+    assert made.vocabulary.words == (*released.vocabulary.words, *sorted(words))
+    state, before = made.state_dict(), released.state_dict()
+    for name, value in before.items():
+        if name.startswith("feature") or (name.startswith("tags") and not kept):
+            assert name not in state
+        elif extend and len(value.shape) and len(value) == len(released.vocabulary):
+            assert torch.allclose(state[name][: len(value)], value, atol=1e-3)
+        else:
+            assert torch.allclose(state[name], value, atol=1e-3)  # float16
+    assert {name for name in state if name not in before} == (
+        {"decoder.tag.weight", "decoder.tag.bias"} if slots else set()
     )
-    released = Captioner(config, tiny.captioner(data).vocabulary)
-    save_captioner(released, tmp_path / "release", {})
-    recipe = replace(tiny.recipe(epochs=1), train_stages=stages)
-    after = load_captioner(run(recipe, data, tmp_path / "run", cache, init=tmp_path / "release"))
-    assert (after.config.rerank, after.config.review_below) == (RerankConfig(), 0.0)
-    assert after.feature is None
-    if stages:
-        assert (after.config.tags, after.config.things, after.tags) == ((), (), None)
-    else:
-        assert (after.config.tags, after.config.things) == (config.tags, config.things)
-        assert after.tags is not None
-        assert released.tags is not None
-        for name, value in released.tags.state_dict().items():  # their running mean is rounded
-            torch.testing.assert_close(after.tags.state_dict()[name], value)
+    save_captioner(made, tmp_path / "again", {})
+    assert load_captioner(tmp_path / "again").config == made.config
+
+
+def test_a_decoder_learns_to_look_at_tags_and_the_tags_stay(data: CaptionData, cache: Path, tmp_path: Path) -> None:
+    released = as_released(data, tmp_path / "init")
+    recipe = tiny.recipe(epochs=1)
+    recipe = replace(recipe, model=replace(recipe.model, decoder=replace(recipe.model.decoder, tag_slots=3)))
+    with pytest.raises(ConfigError, match="tag_slots is 3, of 0 tags; it takes a checkpoint that has been given"):
+        run(recipe, data, tmp_path / "fresh", cache)
+    best = load_captioner(run(recipe, data, tmp_path / "run", cache, init=tmp_path / "init"))
+    torch.manual_seed(recipe.train.seed)
+    before = initial_captioner(recipe, data, tmp_path / "init")
+    assert released.tags is not None
+    after = best.state_dict()
+    changed = {name for name, value in before.state_dict().items() if not torch.allclose(value, after[name], atol=1e-3)}
+    assert {"decoder.tag.weight", "decoder.embedding.weight"} <= changed
+    assert all(name.startswith("decoder.") for name in changed)
 
 
 @torch.no_grad()
@@ -500,7 +543,7 @@ def test_sets_have_weights_in_the_choice_of_the_best_epoch(
 
     def evaluate(*_: Any) -> Evaluation:
         a, b = next(scores)
-        return Evaluation([["a"]], {"shapes": a, "more": b}, 1.0, 0.0)
+        return Evaluation([["a"]], {"shapes": np.array([a]), "more": np.array([b])}, 1.0, 0.0)
 
     both = (*data.pictures, *(replace(picture, source="more") for picture in data.split("val")))
     recipe = replace(tiny.recipe(epochs=3), choose={"shapes": 0.2, "more": 0.8})

@@ -15,6 +15,7 @@ from model.errors import CaptionModelError, ConfigError
 from training import optimisation
 from training.commands.arguments import add_cache
 from training.data import DataError, read
+from training.data.sentences import read_sentences
 from training.process import configure_process
 from training.studies.ablate import ROWS, Bench, page, plot, read_record, read_table
 
@@ -25,19 +26,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.ablate", description="Make the ablation table.")
     parser.add_argument("--data", nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
-    parser.add_argument("--table", type=Path, default=ROWS, help="TOML with [base] and [rows]")
+    parser.add_argument("--text", type=Path, nargs="+", help="captions without pictures, for rows with `sentences`")
+    parser.add_argument("--table", type=Path, default=ROWS, help="TOML with [base] and [rows]; names page and record")
     parser.add_argument("--rows", nargs="+", help="names of rows to run now; the page shows all recorded")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so long")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/ablation"), help="where the runs go, apart for each table"
+    )
     add_cache(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where ablation.md, .json and the plot are")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where page, record and plot are")
     options = parser.parse_args(arguments)
     if options.rows and not options.data:
         parser.error("rows are run on --data")
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    began, record = time.monotonic(), options.docs / "ablation.json"
+    began, name = time.monotonic(), options.table.stem
+    record = options.docs / f"{name}.json"
     try:
         table = read_table(options.table)
         names = [row.name for row in table.rows]
@@ -45,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
         if options.data:
             data, device = read(*options.data), torch.device(options.device)
-            bench = Bench(table, data, options.runs, options.cache, device, record)
+            sentences = [each for line in read_sentences(options.text or (), data) for each in line]
+            bench = Bench(table, data, options.runs, options.cache, device, record, sentences)
             bench.run(table.rows[0])  # all others are compared with it
             for row in table.rows:
                 late = time.monotonic() - began > 60 * options.minutes
@@ -61,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last save", file=sys.stderr)
         return 130
-    if others := [name for name in recorded if name not in results]:
+    if others := [row for row in recorded if row not in results]:
         log.warning("not shown, because they have changed since or are no rows any more: %s", ", ".join(others))
-    text = page(table, results)
-    plot(table, results, options.docs / "images" / "ablation.png")
-    (options.docs / "ablation.md").write_text(text, encoding="utf-8")
+    text = page(table, results, name)
+    plot(table, results, options.docs / "images" / f"{name}.png")
+    (options.docs / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 

@@ -6,22 +6,18 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from model.captioner import TagHead
 from model.checkpoint import load_captioner, save_captioner, write_json
 from model.errors import CaptionModelError
-from training import features
 from training.augment import AugmentConfig
 from training.commands.arguments import add_cache, add_data
 from training.data import DataError, read
-from training.finishing.tags import choose_tags, fit, predict, targets_of
+from training.finishing.tags import give_tags
 from training.process import configure_process
-from training.scoring.metrics import expected_calibration_error
-from training.scoring.objects import WORDS, Objects
+from training.scoring.objects import WORDS
 
 log = logging.getLogger("training.tags")
 
@@ -43,30 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        torch.manual_seed(0)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         captioner = load_captioner(options.folder).to(device)
         data = read(*options.data)
-        tags = choose_tags(data.split("train"), captioner.vocabulary, options.most, options.least)
-        log.info("%d tags, from %r to %r", len(tags), tags[0], tags[-1])
-        stages, augmentation = len(captioner.encoder.stages), AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
-        stages = features.before_head(captioner, stages)
-        train, val = (
-            features.cached(
-                captioner, stages, data.split(split), views, augmentation, options.cache, device, options.precision
-            )
-            for split, views in (("train", options.views), ("val", 1))
-        )
-        objects = Objects(options.objects)
-        things = tuple(tag for tag in tags if objects.named(tag))
-        captioner.config = replace(captioner.config, tags=tuple(tags), things=things)
-        captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
-        history = fit(captioner, train, val, options.epochs, device)
-        probabilities = predict(captioner, val, device).sigmoid().cpu().numpy()
-        wrong = expected_calibration_error(probabilities.ravel(), targets_of(val.pictures, tags).ravel())
-        log.info("calibration error of the tags %.4f", wrong)
-        recipe = {"name": "tags", "tags": len(tags), "epochs": options.epochs, "views": options.views}
-        metrics = {"validation": max(history, key=lambda row: row["score"]), "calibration_error": wrong}
+        augmentation = AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
+        found = give_tags(
+            captioner, data, options.most, options.least, options.objects, options.epochs, options.views,
+            augmentation, options.cache, options.precision,
+        )  # fmt: skip
+        history = found["history"]
+        recipe = {"name": "tags", "tags": len(captioner.config.tags), "epochs": options.epochs, "views": options.views}
+        best = max(history, key=lambda row: row["score"])
+        metrics = {"validation": best, "calibration_error": found["calibration_error"]}
         save_captioner(captioner, options.run / "best", {**metrics, "recipe": recipe})
         write_json(options.run / "history.json", history)
         write_json(options.run / "recipe.json", recipe)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +19,57 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.captioner import Captioner
+from model.captioner import Captioner, TagHead
 from model.vocabulary import SPECIAL, Vocabulary, words_of
 from training import features
-from training.data import DataError, Picture
+from training.augment import AugmentConfig
+from training.data import CaptionData, DataError, Picture
 from training.objectives import regions_of
+from training.process import Precision
 from training.scoring.failures import GRAMMAR
+from training.scoring.metrics import expected_calibration_error
+from training.scoring.objects import Objects
 
 log = logging.getLogger("training.tags")
 
 BATCH = 32  # pictures a step
 RATE, WEIGHT_DECAY = 1e-3, 0.05
+
+
+def give_tags(
+    captioner: Captioner,
+    data: CaptionData,
+    most: int,
+    least: int,
+    objects: Path,
+    epochs: int,
+    views: int,
+    augmentation: AugmentConfig,
+    cache: Path,
+    precision: Precision = "auto",
+) -> dict[str, Any]:
+    """Give `captioner` at most `most` tags, each said of `least` pictures, and a head for them.
+
+    objects: the file of words that name things. Returns the epochs of `fit`, and the head's calibration error.
+    """
+    torch.manual_seed(0)
+    device = next(captioner.parameters()).device
+    tags = choose_tags(data.split("train"), captioner.vocabulary, most, least)
+    log.info("%d tags, from %r to %r", len(tags), tags[0], tags[-1])
+    stages = features.before_head(captioner, len(captioner.encoder.stages))
+    train, val = (
+        features.cached(captioner, stages, data.split(split), count, augmentation, cache, device, precision)
+        for split, count in (("train", views), ("val", 1))
+    )
+    known = Objects(objects)
+    things = tuple(tag for tag in tags if known.named(tag))
+    captioner.config = replace(captioner.config, tags=tuple(tags), things=things)
+    captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
+    history = fit(captioner, train, val, epochs, device)
+    probabilities = predict(captioner, val, device).sigmoid().cpu().numpy()
+    wrong = expected_calibration_error(probabilities.ravel(), targets_of(val.pictures, tags).ravel())
+    log.info("calibration error of the tags %.4f", wrong)
+    return {"history": history, "calibration_error": wrong}
 
 
 def choose_tags(pictures: Sequence[Picture], vocabulary: Vocabulary, most: int, least_pictures: int) -> list[str]:

@@ -1,9 +1,9 @@
 """What each choice is worth: docs/ablation.md, its JSON and its plot.
 
-Every row of ablation.toml is the base recipe with one thing changed, on the same small budget; some rows
-train nothing: they search otherwise with the base row's model, or join the models of rows above. The JSON is the
-record: a row that stands there is not run again, so the table grows over as many sittings, on as many machines,
-as it takes. Checkpoints stay on the machine that made them, so a row whose model another one needs is run again
+Every row of ablation.toml, or of another table, is the base recipe with one thing changed, on the same small budget;
+some rows train nothing: they search otherwise with the base row's model, or join the models of rows above. The JSON is
+the record: a row that stands there is not run again, so the table grows over as many sittings, on as many machines, as
+it takes. Checkpoints stay on the machine that made them, so a row whose model another one needs is run again
 where it is missing. Without --data page and plot are made from the record.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import torch
 
 from model.checkpoint import load_captioner, save_captioner, write_json
@@ -29,14 +30,21 @@ from model.errors import ConfigError
 from training.config import Recipe
 from training.data import CaptionData, Picture
 from training.finishing.interpolate import SHARES, choose
+from training.finishing.tags import give_tags
 from training.loop import train
+from training.pretraining import pretrain
+from training.scoring.metrics import bootstrap, interval
+from training.scoring.objects import WORDS
 from training.studies import ensemble
-from training.validation import best_epoch
+from training.validation import best_epoch, chosen_by
 
 log = logging.getLogger("training.ablate")
 
 ROWS = Path(__file__).parent / "ablation.toml"
-NAMING = ("train_sets", "init", "teachers", "between", "ensemble")  # keys of a row that are none of a recipe
+# Keys of a row that are none of a recipe.
+NAMING = ("train_sets", "sentences", "init", "teachers", "between", "ensemble")
+TAGS, LEAST, TAG_EPOCHS = 600, 6, 3  # for a decoder that looks at tags: so many, each of six pictures at least
+TITLE = "What each choice is worth"
 SECTIONS = {
     "training": "What is trained",
     "steps": "Further steps, from other rows' models",
@@ -49,6 +57,7 @@ SECTIONS = {
 class Row:
     """One line of the table: the recipe, what it changes in words, the sets trained on (none named: all).
 
+    sentences: so many without pictures are learnt first, each once (`training.pretraining`).
     init: the row whose model training starts from, in place of fresh weights. teachers: rows to learn from.
     between: two rows; weights between those of their models, untrained (`training.finishing.interpolate`).
     ensemble: rows whose models speak together, untrained (`training.studies.ensemble`).
@@ -58,6 +67,7 @@ class Row:
     recipe: Recipe
     change: str
     train_sets: tuple[str, ...] = ()
+    sentences: int = 0
     init: str = ""
     teachers: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
@@ -75,12 +85,13 @@ class Table:
 
     rows: tuple[Row, ...]
     limits: Mapping[str, int]
+    title: str = TITLE
 
     def section(self, row: Row) -> str:
         """Which part of the page a row stands in."""
         if row.needs:
             return "steps"
-        if row.train_sets != self.rows[0].train_sets:
+        if row.train_sets != self.rows[0].train_sets or row.sentences:
             return "sets"
         return "search" if row.change and _searching(row.recipe, self.rows[0].recipe) == row.recipe else "training"
 
@@ -128,7 +139,8 @@ class Result:
 
     history: its epochs as `training.loop` records them; of weights in between one a share, of what trains
     nothing a single one, numbered 0. pictures: trained on. scored: validation pictures by set. seconds: wall-clock.
-    of: see `Table.of`.
+    of: see `Table.of`. interval: of the change against the base, 95 % bootstrap over pictures; None where the base's
+    captions are not known.
     """
 
     history: Sequence[Mapping[str, Any]]
@@ -136,10 +148,11 @@ class Result:
     scored: Mapping[str, int]
     seconds: float
     of: Mapping[str, Any]
+    interval: Sequence[float] | None = None
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The epoch with the best validation CIDEr on the first data set."""
+        """The epoch with the best validation CIDEr (`training.validation.score_of`)."""
         return best_epoch(self.history)
 
 
@@ -151,14 +164,16 @@ def read_table(file: Path) -> Table:
     except (FileNotFoundError, tomllib.TOMLDecodeError, KeyError) as error:
         raise ConfigError(f"{file}: {error!r}; it needs the tables [base] and [rows]") from error
     limits = content.get("pictures", {})
-    if unknown := (set(content) - {"base", "rows", "pictures"}) | (set(limits) - {"train", "val"}):
-        raise ConfigError(f"{file}: unknown key {min(unknown)!r}; tables: base, rows, pictures (train, val)")
-    common = override(Recipe(name="ablation"), base)
-    made = [Row("base", common, "")]
+    if unknown := (set(content) - {"title", "base", "rows", "pictures"}) | (set(limits) - {"train", "val"}):
+        raise ConfigError(f"{file}: unknown key {min(unknown)!r}; title, tables: base, rows, pictures (train, val)")
+    common = override(Recipe(name="ablation"), {key: value for key, value in base.items() if key != "train_sets"})
+    sets = tuple(base.get("train_sets", ()))
+    made = [Row("base", common, "", sets)]
     for name, change in rows.items():
         rest = {key: value for key, value in change.items() if key not in NAMING}
-        init, named = change.get("init", ""), {key: tuple(change.get(key, ())) for key in NAMING if key != "init"}
-        row = Row(name, override(common, rest), _in_words(change), init=init, **named)
+        named = {"train_sets": sets} | {key: change[key] for key in NAMING if key in change}
+        named = {key: tuple(value) if isinstance(value, list) else value for key, value in named.items()}
+        row = Row(name, override(common, rest), _in_words(change), **named)
         above = Table(tuple(made), limits)
         if replace(row, name="base", change="") == made[0]:
             raise ConfigError(f"{file}: row {name!r} changes nothing")
@@ -171,7 +186,7 @@ def read_table(file: Path) -> Table:
                 f"{file}: row {name!r} needs {min(unknown_rows)!r}, which is no row above it that has a model"
             )
         made.append(row)
-    return Table(tuple(made), limits)
+    return Table(tuple(made), limits, content.get("title", TITLE))
 
 
 def read_record(file: Path) -> dict[str, Result]:
@@ -212,7 +227,10 @@ def limited(data: CaptionData, limits: Mapping[str, int], train_sets: Sequence[s
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Runs rows: where the runs, the cached features and the record of results go."""
+    """Runs rows: where the runs, the cached features and the record of results go.
+
+    sentences: without pictures, of which a row may learn some first.
+    """
 
     table: Table
     data: CaptionData
@@ -220,6 +238,7 @@ class Bench:
     cache: Path
     device: torch.device
     record: Path
+    sentences: Sequence[str] = ()
 
     def run(self, row: Row) -> Result:
         """The row's result: from the record, from a run that lies here, or else trained or searched for now."""
@@ -255,25 +274,60 @@ class Bench:
         log.info("row: %s", row.name)
         (folder / "result.json").unlink(missing_ok=True)  # what it says may be of another row
         began = time.monotonic()
-        if speaking := self.table.speaking(row):
-            members = [load_captioner(models[name]) for name in speaking]
-            found = ensemble.evaluate(members, val, self.cache, self.device, recipe.model.search, recipe.train)
-            history = [{"epoch": 0, **found.figures()}]
-        elif row.between:
+        speaking = [load_captioner(models[name]) for name in self.table.speaking(row)]
+        if row.between:
             a, b = (load_captioner(models[name]) for name in row.between)
             best, history = choose(a, b, data, self.cache, SHARES, {})
             save_captioner(best, folder / "best", {"validation": history, "recipe": asdict(recipe)})
-        else:
+        elif not speaking:
             init, teachers = models.get(row.init), [models[name] for name in row.teachers]
+            if row.sentences:
+                once = replace(recipe, train=replace(recipe.train, epochs=1))
+                init = pretrain(once, data, self._some_sentences(row.sentences), folder / "sentences", self.device)
+            if init and recipe.model.decoder.tag_slots:
+                init = self._tagged(init, recipe, data, folder / "tags")
             train(recipe, data, folder, self.cache, self.device, init, teachers)
             history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-        seconds, scored = time.monotonic() - began, Counter(picture.source for picture in val)
-        result = Result(history, len(data.split("train")), dict(scored), seconds, self.table.of(row))
+        members = speaking or [load_captioner(folder / "best")]
+        found = ensemble.evaluate(members, val, self.cache, self.device, recipe.model.search, recipe.train)
+        if speaking:
+            history = [{"epoch": 0, **found.figures()}]
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "ciders.json", {name: each.tolist() for name, each in found.ciders.items()})
+        seconds, scored = time.monotonic() - began, Counter(picture.source for picture in val)
+        result = Result(
+            history, len(data.split("train")), dict(scored), seconds, self.table.of(row), self._interval(folder)
+        )
         write_json(folder / "result.json", asdict(result))
         (folder / "state.pt").unlink(missing_ok=True)  # only an unfinished run needs it
         keep(self.table, self.record, row.name, result)
         return result
+
+    def _some_sentences(self, count: int) -> list[str]:
+        """As many of the sentences, the same for every row."""
+        if count > len(self.sentences):
+            raise ConfigError(f"a row learns from {count} sentences, and --text has {len(self.sentences)}")
+        chosen = np.random.default_rng(0).permutation(len(self.sentences))[:count]
+        return [self.sentences[i] for i in chosen.tolist()]
+
+    def _tagged(self, init: Path, recipe: Recipe, data: CaptionData, to: Path) -> Path:
+        """The checkpoint `init` with tags for the decoder to look at."""
+        captioner = load_captioner(init).to(self.device)
+        found = give_tags(captioner, data, TAGS, LEAST, WORDS, TAG_EPOCHS, recipe.views, recipe.augment, self.cache,
+                          recipe.train.precision)  # fmt: skip
+        save_captioner(captioner, to, {"validation": found["history"]})
+        return to
+
+    def _interval(self, folder: Path) -> tuple[float, float] | None:
+        """Of the change in CIDEr from the base to the row in that folder, its 95 % interval over pictures."""
+        base = self._folder(self.table.rows[0])
+        if folder == base or not (base / "ciders.json").is_file():
+            return None
+        theirs, mine = (json.loads((f / "ciders.json").read_text(encoding="utf-8")) for f in (base, folder))
+        changes = {name: np.array(mine[name]) - np.array(theirs[name]) for name in mine}
+        sampled = {name: bootstrap(len(change)) @ change / len(change) for name, change in changes.items()}
+        weights = self.table.rows[0].recipe.choose or {next(iter(sampled)): 1.0}
+        return interval(sum(sampled[name] * weight for name, weight in weights.items()) / sum(weights.values()))
 
     def _folder(self, row: Row) -> Path:
         return self.runs / re.sub(r"\W+", "-", row.name)
@@ -281,13 +335,15 @@ class Bench:
 
 def facts(table: Table, results: Mapping[str, Result]) -> list[dict[str, Any]]:
     """The table's lines, of the rows that have a result, the base first."""
-    first = next(iter(results["base"].best["val_cider"]))
-    base = results["base"].best["val_cider"][first]
+
+    def decisive(name: str) -> float:
+        return chosen_by(results[name].best["val_cider"], table.rows[0].recipe.choose)
+
     return [
         {
             "row": row.name, "section": table.section(row), "change": row.change + _share(results[row.name].best),
             "cider": dict(results[row.name].best["val_cider"]),
-            "to_base": results[row.name].best["val_cider"][first] - base,
+            "to_base": decisive(row.name) - decisive("base"), "interval": results[row.name].interval,
             "loss": results[row.name].best["val_loss"], "distinct": results[row.name].best["distinct"],
             "repeated": results[row.name].best["val_repeated"], "epoch": results[row.name].best["epoch"],
             "pictures": results[row.name].pictures, "seconds": results[row.name].seconds,
@@ -303,11 +359,13 @@ def spread(table: Table, lines: Iterable[Mapping[str, Any]]) -> float | None:
     return max(ciders) - min(ciders) if len(ciders) > 1 else None
 
 
-def page(table: Table, results: Mapping[str, Result]) -> str:
-    """docs/ablation.md."""
+def page(table: Table, results: Mapping[str, Result], name: str) -> str:
+    """The page, such as docs/ablation.md. name: its own, and its plot's, without ending."""
     lines = facts(table, results)
     recipe, base = table.rows[0].recipe, lines[0]
     sources = list(base["cider"])
+    paired = any(line["interval"] is not None for line in lines)
+    interval_of = ", its interval over pictures where both rows' captions lay on one machine" if paired else ""
     scored = ", ".join(f"{count} of {source}" for source, count in results["base"].scored.items())
     apart = spread(table, lines)
     noise = (
@@ -317,7 +375,7 @@ def page(table: Table, results: Mapping[str, Result]) -> str:
         else "One seed only, so nothing tells how much of a difference is chance."
     )
     text = [
-        "# What each choice is worth",
+        f"# {table.title}",
         "",
         f"Written by `python -m training.commands.ablate`; change that, not this. Budget of a row: "
         f"{recipe.train.epochs} epochs "
@@ -328,7 +386,7 @@ def page(table: Table, results: Mapping[str, Result]) -> str:
         "are of the epoch, or between two rows of the share, with the best validation CIDEr. On so small a budget "
         f"what learns quickly looks best: rows show directions, not what a full run reaches. {noise}",
         "",
-        "![Change in validation CIDEr against the base, and CIDEr by epoch](images/ablation.png)",
+        f"![Change in validation CIDEr against the base, and CIDEr by epoch](images/{name}.png)",
         "",
     ]
     for section, title in SECTIONS.items():
@@ -339,21 +397,22 @@ def page(table: Table, results: Mapping[str, Result]) -> str:
         text += [
             f"## {title}",
             "",
-            f"| row | change | {' | '.join(f'CIDEr {s}' for s in sources)} | to base | loss | distinct | repeats "
-            "| pictures | seconds |",
-            f"|{'---|' * (len(sources) + 8)}",
+            f"| row | change | {' | '.join(f'CIDEr {s}' for s in sources)} | to base |"
+            f"{' 95 % interval |' * paired} loss | distinct | repeats | pictures | seconds |",
+            f"|{'---|' * (len(sources) + 8 + paired)}",
         ]
         text += [
             f"| {line['row']} | {line['change'] or '-'} | "
             f"{' | '.join(format(line['cider'][source], '.1f') for source in sources)} | "
-            f"{line['to_base']:+.1f} | {line['loss']:.3f} | {line['distinct']} | {100 * line['repeated']:.1f} % | "
-            f"{line['pictures']} | {line['seconds']:.0f} |"
+            f"{line['to_base']:+.1f} |{_between(line['interval']) * paired} {line['loss']:.3f} | {line['distinct']} | "
+            f"{100 * line['repeated']:.1f} % | {line['pictures']} | {line['seconds']:.0f} |"
             for line in mine
         ]
         text.append("")
     text += [
         f"CIDEr: percent, free-running search on validation pictures ({scored}; `training.scoring.cider`). "
-        "To base: the change on the first set. Loss: cross-entropy a token under teacher forcing; that of word pieces "
+        f"To base: the change {_decisive(table)}{interval_of}. "
+        "Loss: cross-entropy a token under teacher forcing; that of word pieces "
         "is of other tokens. Distinct: different captions. Repeats: captions with a bigram said twice. "
         "Share: how much of the second row's weights, the rest being the first's. "
         "Seconds: wall-clock on the machine that ran the row, with the features that no earlier row had cached: "
@@ -364,11 +423,11 @@ def page(table: Table, results: Mapping[str, Result]) -> str:
 
 
 def curve(table: Table, row: Row, result: Result) -> tuple[list[int], list[float]]:
-    """Epochs and the CIDEr of each on the first set; none of a row that trains nothing."""
+    """Epochs and the decisive CIDEr of each; none of a row that trains nothing."""
     if table.speaking(row) or row.between:
         return [], []
     return [epoch["epoch"] for epoch in result.history], [
-        next(iter(epoch["val_cider"].values())) for epoch in result.history
+        chosen_by(epoch["val_cider"], table.rows[0].recipe.choose) for epoch in result.history
     ]
 
 
@@ -408,6 +467,17 @@ def plot(table: Table, results: Mapping[str, Result], file: Path) -> None:
 def _searching(recipe: Recipe, base: Recipe) -> Recipe:
     """The base with the recipe's search."""
     return replace(base, model=replace(base.model, search=recipe.model.search))
+
+
+def _decisive(table: Table) -> str:
+    """What decides, in words."""
+    weights = table.rows[0].recipe.choose
+    shares = (f"{name} {weight / sum(weights.values()):.2g}" for name, weight in weights.items())
+    return f"in the sets' mean ({', '.join(shares)})" if weights else "on the first set"
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return " - |" if interval is None else f" {interval[0]:+.1f} to {interval[1]:+.1f} |"
 
 
 def _share(epoch: Mapping[str, Any]) -> str:

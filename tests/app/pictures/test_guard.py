@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import resource
@@ -253,6 +254,44 @@ def test_a_worker_that_is_killed_costs_no_answer(caplog: pytest.LogCaptureFixtur
             await until(lambda: all(worker.pid > 0 for worker in guard._running))
             for worker in guard._running:
                 kill(worker)  # idle
+            assert (await guard.read(plain((1, 2, 3)))).width == 24
+
+    run(test)
+
+
+def test_a_costly_picture_is_left_alone_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, check = 0, Guard._check_progress
+
+    def counting(guard: Guard, worker: module.Worker) -> None:
+        nonlocal looks
+        looks += 1
+        check(guard, worker)
+
+    monkeypatch.setattr(Guard, "_check_progress", counting)
+
+    async def test() -> None:
+        async with running() as guard:
+            task = asyncio.ensure_future(guard.read(SCANS))
+            await until(lambda: any(worker.job and worker.job.costly for worker in guard._running))
+            before = looks
+            assert before > 1
+            await asyncio.sleep(8 * module.QUICK)
+            assert looks == before
+            task.cancel()
+            await until(lambda: ended(guard, "unwanted") == 1)
+
+    run(test)
+
+
+def test_no_memory_for_a_picture_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    async def test() -> None:
+        async with running() as guard:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "pwrite", full)
+                assert isinstance(await error_of(guard, plain((1, 2, 3))), DecoderFailed)
             assert (await guard.read(plain((1, 2, 3)))).width == 24
 
     run(test)

@@ -55,7 +55,11 @@ def test_agrees_with_torch_on_100_pictures(checkpoint: Path) -> None:
     assert agreement(checkpoint, pictures(100, seed=1), tolerance=0.01) >= 0.98
 
 
-@pytest.mark.parametrize("decoder", [{"sentinel": True, "layers": 1}, {"attention_heads": 0}], ids=["one", "plain"])
+@pytest.mark.parametrize(
+    "decoder",
+    [{"sentinel": True, "layers": 1}, {"attention_heads": 0}, {"sentinel": True, "tag_slots": 3}],
+    ids=["one", "plain", "tags"],
+)
 def test_other_decoders_agree_with_torch_and_explain_themselves(decoder: dict[str, Any], tmp_path: Path) -> None:
     save_captioner(captioner(**decoder), tmp_path / "one", {})
     export(tmp_path / "one")
@@ -72,6 +76,11 @@ def test_other_decoders_agree_with_torch_and_explain_themselves(decoder: dict[st
                 assert x.explanation.attention is y.explanation.attention is None
             else:
                 np.testing.assert_allclose(x.explanation.attention, y.explanation.attention, atol=0.002)
+                assert x.explanation.tags == pytest.approx(y.explanation.tags, abs=0.002)
+                assert (x.explanation.tags > 0) == ("tag_slots" in decoder)
+                assert x.explanation.attention is not None
+                looked = x.explanation.attention.sum() + x.explanation.tags + x.explanation.sentinel
+                assert looked == pytest.approx(1, abs=1e-3)
             for mine, other in zip(x.explanation.layers, y.explanation.layers, strict=True):
                 assert mine == pytest.approx(other, abs=0.002)
             words += 1

@@ -6,7 +6,7 @@ import re
 from model import search
 from model.runtime import openvino_search
 
-STEPS = ("_allowed", "_best_candidates", "_joined", "_live", "_settled", "_finished")
+STEPS = ("_allowed", "_best_candidates", "_joined", "_live", "_final", "_finished")
 
 
 def test_each_step_of_the_graph_names_the_lines_of_the_search_that_it_repeats() -> None:

@@ -65,6 +65,20 @@ def test_explanations_belong_to_their_token() -> None:
                 )
 
 
+def test_what_tags_and_the_sentence_had_is_apart_from_the_regions() -> None:
+    """Of two by two regions, two tags and the sentinel."""
+    seen = details()
+    assert seen.attention is not None
+    for b, mine in enumerate(captions_of(FOUND, VOCABULARY, ("input", "hidden"), (2, 2), seen)):
+        for n, caption in enumerate(mine):
+            for t, token in enumerate(caption.tokens):
+                why, weights = token.explanation, seen.attention[b, n, t]
+                assert why is not None
+                np.testing.assert_array_equal(why.attention, weights[:4].reshape(2, 2))
+                assert why.tags == pytest.approx(weights[4:6].sum())
+                assert why.sentinel == pytest.approx(weights[6])
+
+
 def test_without_attention_everything_else_is_explained() -> None:
     captions = captions_of(FOUND, VOCABULARY, ("input", "hidden"), (2, 3), details()._replace(attention=None))
     with_it = captions_of(FOUND, VOCABULARY, ("input", "hidden"), (2, 3), details())
@@ -95,7 +109,7 @@ def test_the_likeliest_of_many_words_are_found_without_sorting_them_all(monkeypa
         sorted_at_once.append(len(values))
         return sort(values, **given)
 
-    monkeypatch.setattr(results.np, "argsort", argsort)
+    monkeypatch.setattr(np, "argsort", argsort)
     rng = np.random.default_rng(0)
     for row in (rng.normal(size=9000), rng.integers(0, 3000, 9000), rng.normal(size=3)):
         values = row.astype(np.float32)

@@ -43,18 +43,18 @@ def exported(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("cell", "sentinel", "layers", "heads"),
+    ("cell", "sentinel", "layers", "heads", "slots"),
     [
-        ("rnn", True, 2, 4), ("gru", False, 2, 4), ("lstm-peephole", True, 2, 4), ("lstm", True, 1, 4),
-        ("gru", False, 1, 4), ("lstm", False, 2, 0),
+        ("rnn", True, 2, 4, 0), ("gru", False, 2, 4, 3), ("lstm-peephole", True, 2, 4, 0), ("lstm", True, 1, 4, 0),
+        ("gru", False, 1, 4, 0), ("lstm", False, 2, 0, 0), ("lstm", True, 2, 4, 5),
     ],
 )  # fmt: skip
 def test_every_decoder_exports_and_steps_like_torch(
-    cell: str, sentinel: bool, layers: int, heads: int, tmp_path: Path
+    cell: str, sentinel: bool, layers: int, heads: int, slots: int, tmp_path: Path
 ) -> None:
     """Several steps, with beams that change their parents, in batches the graph was not traced with."""
     assert cell in CELLS
-    made = captioner(cell=cell, sentinel=sentinel, layers=layers, attention_heads=heads)
+    made = captioner(cell=cell, sentinel=sentinel, layers=layers, attention_heads=heads, tag_slots=slots)
     save_captioner(made, tmp_path / "new", {})
     export(tmp_path / "new")
     tiny = load_captioner(tmp_path / "new")

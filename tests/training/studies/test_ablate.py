@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -64,10 +66,17 @@ ensemble = ["base", "in between"]
 [rows."greedy"]
 model.search.beam_size = 1
 """
+MEANS = """
+[rows."read first"]
+sentences = 30
+[rows."more, looking at tags"]
+init = "base"
+model.decoder.tag_slots = 2
+"""
 
 
 def write(folder: Path, text: str = TABLE) -> Path:
-    file = folder / "table.toml"
+    file = folder / "ablation.toml"
     file.write_text(text)
     return file
 
@@ -107,7 +116,7 @@ def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
         ("[base]\n[rows.x]\nmin_cont = 1", "unknown key 'min_cont'"),
         ("[base]\n[rows.x]\nmin_count = 5", "row 'x' changes nothing"),
         ("[base]\n[rows]\n[pictures]\ntest = 3", "unknown key 'test'"),
-        ("[base", "table.toml"),
+        ("[base", "ablation.toml"),
         ("[base]\n[rows.x]\ninit = 'y'\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row above it"),
         ("[base]\n[rows.x]\nbetween = ['base', 'y']\n[rows.y]\nmin_count = 2", "row 'x' needs 'y', which is no row"),
         ("[base]\n[rows.x]\nensemble = ['base', 'z']", "row 'x' needs 'z', which is no row above it"),
@@ -124,10 +133,11 @@ def test_mistakes_are_errors(text: str, message: str, tmp_path: Path) -> None:
         read_table(write(tmp_path, text))
 
 
-def test_the_table_that_ships_is_valid_and_every_row_is_another() -> None:
-    table = read_table(ablate.ROWS)
+@pytest.mark.parametrize("file", [ablate.ROWS, ablate.ROWS.with_name("everyday.toml")], ids=lambda file: file.stem)
+def test_the_tables_that_ship_are_valid_and_every_row_is_another(file: Path) -> None:
+    table = read_table(file)
     assert len({replace(row, name="", change="") for row in table.rows}) == len(table.rows)
-    assert {table.section(row) for row in table.rows} == set(ablate.SECTIONS)
+    assert {table.section(row) for row in table.rows} <= set(ablate.SECTIONS)
     assert len(table.seeds()) == 2
 
 
@@ -266,6 +276,56 @@ def test_rows_that_train_nothing(tmp_path: Path) -> None:
     assert said["val_loss"] == pytest.approx(base.best["val_loss"], rel=1e-3)
 
 
+def test_rows_that_read_first_or_look_at_tags(tmp_path: Path) -> None:
+    data = shapes(tmp_path)
+    table = read_table(write(tmp_path, TABLE + MEANS))
+    read_first, tagged = table.rows[-2:]
+    assert (table.section(read_first), table.section(tagged)) == ("sets", "steps")
+    sentences = [f"a purple horse of {i} hands" for i in range(40)]
+    bench = Bench(table, data, tmp_path / "runs", tmp_path / "cache", CPU, tmp_path / "ablation.json", sentences)
+    base, read, looking = (bench.run(row) for row in (table.rows[0], read_first, tagged))
+    assert base.interval is None
+    for row, result in ((read_first, read), (tagged, looking)):
+        assert result.interval is not None
+        low, high = result.interval
+        change = facts(table, {"base": base, row.name: result})[1]["to_base"]
+        assert low - 1 <= change <= high + 1  # the interval is of weights rounded to float16
+    assert "purple" in load_captioner(bench.model("read first")).vocabulary.words
+    assert load_captioner(bench.model("more, looking at tags")).config.decoder.tag_slots == 2
+    with pytest.raises(ConfigError, match="a row learns from 30 sentences, and --text has 0"):
+        replace(bench, runs=tmp_path / "other", record=tmp_path / "other.json", sentences=())._run(read_first)
+
+
+def test_an_interval_is_of_pictures_in_pairs_and_sets_by_their_weight(tmp_path: Path) -> None:
+    weighed = replace(recipe(), choose={"a": 3.0, "b": 1.0})
+    table = Table((Row("base", weighed, ""), Row("other", replace(weighed, min_count=2), "")), {})
+    bench = Bench(table, CaptionData((), {}), tmp_path, tmp_path, CPU, tmp_path / "record.json")
+    noise = np.random.default_rng(0).normal(50, 30, 400)
+    for name, by in (("base", 0.0), ("other", 4.0)):
+        (tmp_path / name).mkdir()
+        figures = {"a": (noise + by).tolist(), "b": [1.0 + 3 * by] * 7}
+        (tmp_path / name / "ciders.json").write_text(json.dumps(figures))
+    # Each picture gains 4 or 12, so nothing is left to chance, however much pictures differ.
+    assert bench._interval(tmp_path / "other") == pytest.approx((6.0, 6.0))
+    assert bench._interval(tmp_path / "base") is None
+    (tmp_path / "base" / "ciders.json").unlink()
+    assert bench._interval(tmp_path / "other") is None
+
+
+def test_the_base_may_name_its_sets_and_rows_others(tmp_path: Path) -> None:
+    text = '[base]\ntrain_sets = ["a"]\n[rows.more]\ntrain_sets = ["a", "b"]\n[rows.rare]\nmin_count = 2\n'
+    table = read_table(write(tmp_path, 'title = "Of sets"\n' + text))
+    assert [row.train_sets for row in table.rows] == [("a",), ("a", "b"), ("a",)]
+    assert [table.section(row) for row in table.rows] == ["training", "sets", "training"]
+    results = {row.name: result_of(table, row, 30.0) for row in table.rows}
+    results["more"] = replace(results["more"], interval=[-1.25, 3.5])
+    page = ablate.page(table, results, "of-sets")
+    assert page.startswith("# Of sets\n")
+    assert "(images/of-sets.png)" in page
+    assert "| +0.0 | -1.2 to +3.5 |" in page
+    assert "| +0.0 | - |" in page
+
+
 def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, name in enumerate(("left", "right")):
         write_shapes(tmp_path / name, train=22, val=6, test=1, size=32, seed=seed)
@@ -284,7 +344,7 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "base", "second seed", "fed pieces", "base", "more", "pupil", "in between", "from there", "together",
         "base", "left alone", "base", "greedy",
     ]  # fmt: skip
-    assert {row.count("|") for row in rows} == {11}
+    assert {row.count("|") for row in rows} == {12}
     assert "1 epochs on 40 pictures" in text
     assert re.search(r"`between = .*`, share (0|1|0\.\d+) \|", text)
     record = read_record(tmp_path / "docs" / "ablation.json")
@@ -302,7 +362,7 @@ def test_the_record_alone_gives_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     table = read_table(write(tmp_path))
-    arguments = ["--table", str(tmp_path / "table.toml"), "--docs", str(tmp_path)]
+    arguments = ["--table", str(tmp_path / "ablation.toml"), "--docs", str(tmp_path)]
     assert main(arguments) == 1
     assert "holds no result of the base as it is now" in capsys.readouterr().err
     for row in table.rows[:2]:
@@ -326,7 +386,7 @@ def test_the_page_that_ships_is_what_its_record_gives() -> None:
     table = read_table(ablate.ROWS)
     recorded = read_record(DOCS / "ablation.json")
     assert table.known(recorded) == recorded
-    assert ablate.page(table, recorded) == (DOCS / "ablation.md").read_text()
+    assert ablate.page(table, recorded, "ablation") == (DOCS / "ablation.md").read_text()
 
 
 def test_curves_are_of_training_and_stand_at_their_epochs(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import load_captioner, open_checkpoint
+from model.vocabulary import END, PAD, START
+from tests.training import tiny
+from training import loop
+from training.commands.pretrain import main
+from training.data import CaptionData, DataError
+from training.initialisation import inherited
+from training.loop import train
+from training.pretraining import LanguageModel, SentenceSource, pretrain, surprise
+
+SENTENCES = [f"a {colour} {animal} {verb} on the {place}"
+             for colour in ("purple", "grey") for animal in ("horse", "cow", "hen") for verb in ("stands", "lies")
+             for place in ("meadow", "roof")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
+    return tiny.shapes(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("decoder", [{}, {"sentinel": True}, {"attention_heads": 0}, {"layers": 1}])
+def test_no_picture_is_learnt_and_what_reads_pictures_is_not(data: CaptionData, decoder: dict[str, object]) -> None:
+    recipe = tiny.recipe()
+    recipe = replace(recipe, model=replace(recipe.model, decoder=replace(recipe.model.decoder, **decoder)))  # type: ignore[arg-type]
+    model = LanguageModel(tiny.captioner(data, recipe))
+    for parameter in model.no_picture.parameters():
+        torch.nn.init.normal_(parameter)
+    batch = next(SentenceSource(SENTENCES[:5], model.captioner, recipe.train).batches(0, tiny.CPU))
+    model.loss(batch.words, 0.1).backward()
+    for name, parameter in model.no_picture.named_parameters():
+        if parameter.numel():
+            assert parameter.grad is not None, name
+            # One place alone takes all the weight, whatever its key, unless the sentinel competes with it.
+            alone = name == "keys" and "sentinel" not in decoder
+            assert bool(parameter.grad.abs().max() > 1e-7) != alone, name
+    reads = ("region", "start", "key", "value", "position")
+    for name, parameter in model.captioner.decoder.named_parameters():
+        assert (parameter.grad is None) == name.startswith(reads), name
+    assert all(parameter.grad is None for parameter in model.captioner.encoder.parameters())
+
+
+def test_every_sentence_is_read_once_an_epoch_whole(data: CaptionData) -> None:
+    captioner = tiny.captioner(data)
+    said = [caption for picture in data.pictures for caption in picture.captions]
+    sentences = (said * 3)[:45]
+    config = tiny.recipe().train
+    source = SentenceSource(sentences, captioner, config)
+    for epoch in (0, 1):
+        batches = list(source.batches(epoch, tiny.CPU))
+        assert len(batches) == len(source) == 3  # of 8 pictures' two captions
+        assert sorted(row for batch in batches for row in batch.rows) == list(range(45))
+        for batch in batches:
+            assert batch.words.shape[:2] == (len(batch.rows), 1)
+            for row, words in zip(batch.rows, batch.words[:, 0].tolist(), strict=True):
+                assert [i for i in words if i != PAD] == [START, *captioner.vocabulary.encode(sentences[row]), END]
+    first, later = list(source.batches(0, tiny.CPU)), list(source.batches(0, tiny.CPU, 1))
+    assert [batch.rows for batch in first[1:]] == [batch.rows for batch in later]
+    assert first[0].rows != next(source.batches(1, tiny.CPU)).rows
+
+
+def test_a_decoder_that_has_read_finds_such_sentences_likelier_and_goes_on_with_pictures(
+    data: CaptionData, tmp_path: Path
+) -> None:
+    said = [caption for picture in data.split("train") for caption in picture.captions]
+    best = pretrain(tiny.recipe(epochs=4), data, [*SENTENCES, *said, *said], tmp_path / "read", tiny.CPU)
+    history = json.loads((tmp_path / "read" / "history.json").read_text())
+    assert [math.log(epoch["val_perplexity"]) for epoch in history] == pytest.approx([e["val_loss"] for e in history])
+    assert history[-1]["val_loss"] < history[0]["val_loss"]  # of captions it has not read
+    opened = open_checkpoint(best)
+    assert {"purple", "meadow", *said[0].split()} <= set(opened.vocabulary.words)  # of sentences and of captions
+    read = load_captioner(best)  # nothing in it that a served model has not
+    go_on = replace(inherited(best), min_count=1, train=tiny.recipe(epochs=1).train)
+    train(go_on, data, tmp_path / "seen", tmp_path / "cache", tiny.CPU, best)
+    assert load_captioner(tmp_path / "seen" / "best").vocabulary.words == read.vocabulary.words
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    data: CaptionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.recipe(save_every=-1.0)
+    pretrain(recipe, data, SENTENCES, tmp_path / "whole", tiny.CPU)
+    descend, steps = loop.optimisation.descend, []
+
+    def dying(*arguments: object) -> float:
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return descend(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.optimisation, "descend", dying)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe, data, SENTENCES, tmp_path / "killed", tiny.CPU)
+    pretrain(recipe, data, SENTENCES, tmp_path / "killed", tiny.CPU)
+    whole, killed = (torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "killed"))
+    assert "no_picture.start" in whole["model"]
+    assert whole["model"].keys() == killed["model"].keys()
+    assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
+    with pytest.raises(DataError, match="holds another run, with other sentences"):
+        pretrain(recipe, data, SENTENCES[::-1], tmp_path / "killed", tiny.CPU)
+
+
+def test_surprise_is_the_mean_over_words_however_they_are_batched(data: CaptionData) -> None:
+    model = LanguageModel(tiny.captioner(data)).eval()
+    captions = [caption for picture in data.split("val") for caption in picture.captions]
+    many = captions * (1200 // len(captions))
+    lengths = [len(model.captioner.vocabulary.encode(caption)) + 1 for caption in captions]
+    each = [surprise(model, [caption], tiny.recipe().train, tiny.CPU) for caption in captions]
+    expected = float(np.average(each, weights=lengths))
+    assert surprise(model, many, tiny.recipe().train, tiny.CPU) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_command_leaves_out_what_validation_says(
+    data: CaptionData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'encoder_weights = "none"\nmin_count = 1\n[model.preprocess]\nsize = 32\n[model.encoder]\n'
+        f'name = "{tiny.ENCODER}"\n[model.decoder]\nembed_size = 8\nhidden_size = 8\n'
+        '[train]\nepochs = 1\nprecision = "fp32"\n'
+    )
+    held_out = data.split("val")[0].captions[0]
+    text = tmp_path / "text.jsonl.gz"
+    with gzip.open(text, "wt") as file:
+        file.write("".join(json.dumps({"captions": [s, f"{held_out}."]}) + "\n" for s in SENTENCES))
+    folder = Path(data.pictures[0].source)
+    arguments = ["--recipe", str(recipe), "--data", str(tmp_path / folder), "--text", str(text)]
+    tiny.shapes(tmp_path)
+    with caplog.at_level(logging.INFO, "training"):
+        assert main([*arguments, "--run", str(tmp_path / "run")]) == 0
+    assert "24 sentences without pictures" in caplog.text
+    assert main([*arguments[:-1], str(tmp_path / "none.jsonl"), "--run", str(tmp_path / "other")]) == 1
