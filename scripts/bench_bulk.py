@@ -89,10 +89,13 @@ class Run:
                 memory += one.memory_full_info().pss / 1e6  # what several share is counted once
         return Look(time.monotonic() - self.began, pictures, sum(self._cpu.values()), memory)
 
-    def report(self, unfinished: int = 0) -> dict[str, Any]:
-        """unfinished: pictures that others had begun when the first were done."""
-        first, last = self.looks[0], self.looks[-1]
-        done, seconds = last.pictures - first.pictures - unfinished, last.at - first.at
+    def report(self, workers: int = 1, shard: int = 1) -> dict[str, Any]:
+        """Of the time from when each worker has done a shard; all but one have then half of the next, on average."""
+        at_work = [look for look in self.looks if look.pictures >= workers * shard]
+        if len(at_work) < 2:
+            sys.exit("error: too few pictures to measure with")
+        first, last = at_work[0], at_work[-1]
+        done, seconds = last.pictures - first.pictures - (workers - 1) * shard / 2, last.at - first.at
         return {
             "pictures": last.pictures,
             "seconds": round(self.seconds, 1),
@@ -132,7 +135,7 @@ def turns(place: Path, few: Path, count: int, rounds: int, workers: int) -> dict
         run = Run(command, lambda lines: min(max(lines - 1, 0), count))  # the first has the columns' names
         made["caption"].append(run.report())
         run = bulk(few, count, place / f"out-{number}", workers, SHARD)
-        made["caption-bulk"].append(run.report((workers - 1) * SHARD))
+        made["caption-bulk"].append(run.report(workers, SHARD))
         print(json.dumps({name: reports[-1] for name, reports in made.items()}), file=sys.stderr, flush=True)
     ratios = {
         key: [b[key] / c[key] for b, c in zip(made["caption-bulk"], made["caption"], strict=True)]
@@ -147,8 +150,8 @@ def _median(values: Sequence[float]) -> float:
 
 def long(run: Run, workers: int, shard: int, core_hour: float | None) -> dict[str, Any]:
     """Rate, memory at the beginning and the end, and what a million pictures cost."""
-    report = run.report((workers - 1) * shard)
-    memory = [look.mb for look in run.looks]
+    report = run.report(workers, shard)
+    memory = [look.mb for look in run.looks if look.pictures >= workers * shard]
     third = max(len(memory) // 3, 1)
     hours = workers * 1e6 / report["rate"] / 3600
     made = {

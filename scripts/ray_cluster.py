@@ -379,7 +379,6 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     made: dict[str, Any] = {"cpu": cpu(), "cores": os.cpu_count()}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its nodes end with it
     seconds = options.seconds
     parts: dict[str, Callable[[Cluster], dict[str, Any]]] = {
         "speed": lambda cluster: speed(cluster, options.rounds, seconds),
