@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import ROOT
 from benchmarks.pictures import drawn, jpeg
 
-SHARD = 50  # pictures of a file of answers in the turns, which are short; a long run has those of `caption-bulk`
+SHARD = 48  # pictures of a file of answers in the turns, whole batches; a long run has those of `caption-bulk`
 TELL = 30.0  # seconds between two lines about a long run
 
 
@@ -168,7 +168,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=20_000, help="of the long run")
-    parser.add_argument("--few", type=int, default=1_000, help="of the turns")
+    parser.add_argument("--few", type=int, default=2_000, help="of the turns")
     parser.add_argument("--rounds", type=int, default=3, help="of the turns")
     parser.add_argument("--distinct", type=int, default=300)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
