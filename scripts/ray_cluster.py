@@ -392,11 +392,11 @@ def main() -> int:
     cluster = Cluster(3)
     try:
         for part in options.only:
+            cluster.clear(keep={"two"} if part in ("replica", "hang", "node", "upgrade") else set())
             made[part] = parts[part](cluster)
             print(part, json.dumps(made[part]), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(made, indent=1) + "\n")
-            cluster.clear(keep={"two"} if part in PARTS[:4] else set())
     finally:
         cluster.close()
     return 0
