@@ -265,7 +265,8 @@ def caption_all(job: Job, left: Sequence[Shard], options: argparse.Namespace) ->
     local: dict[str, Any] = {} if address else {"num_cpus": options.workers and options.workers * options.cpus}
     if not address:
         local |= {"include_dashboard": False, "object_store_memory": 200_000_000}  # answers go to files, not there
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    # "local": without it Ray joins whatever cluster was started on this machine last, even one that has ended.
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own bar tells it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -23,10 +23,6 @@ from benchmarks import ROOT
 from benchmarks.timing import Sample, timed
 
 BEAM = 3  # for every contender, whatever the model's own default
-HEAD = (
-    f"POST /caption?beam_size={BEAM} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-    "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n"
-).encode()
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n'
 
 
@@ -133,14 +129,22 @@ def post(port: int, pictures: Sequence[bytes]) -> list[float]:
     with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for picture in pictures:
-            body = PART + picture + b"\r\n--x--\r\n"
-            request = HEAD % len(body) + body
+            asked = request(picture)
             before = time.perf_counter()
-            connection.sendall(request)
+            connection.sendall(asked)
             answer = receive(connection)
             seconds.append(time.perf_counter() - before)
             assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
     return seconds
+
+
+def request(picture: bytes, path: str = "/caption") -> bytes:
+    """The HTTP request for a picture's caption."""
+    body = PART + picture + b"\r\n--x--\r\n"
+    head = (
+        f"POST {path}?beam_size={BEAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    )
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def receive(connection: socket.socket) -> bytes:

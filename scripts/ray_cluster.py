@@ -1,8 +1,8 @@
 """What Ray Serve does here: throughput in turns with a plain server, then losses of replicas and nodes under load.
 
 python scripts/ray_cluster.py [--rounds N] [--seconds S] [--json FILE]: some ten minutes on two free cores. A head
-without replicas and nodes of one core each, all on this machine; `ray[serve]` and, to be compared with it, litserve
-must be installed. --only PART ... does less: speed, replica, node, upgrade, autoscale.
+without replicas and nodes of one core each, all on this machine; the environment is that of `.[ray,bench]`. (With `mcp`
+in it, LitServe does not start.) --only PART ... does less: speed, replica, hang, node, upgrade, autoscale, overload.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 for variable, value in {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray_serving:problems",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,53 +34,62 @@ for variable, value in {
     "RAY_worker_niceness": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": sys.path[0],
     "NO_PROXY": "*",
 }.items():
     os.environ[variable] = value
 
-import httpx  # noqa: E402
 import psutil  # noqa: E402
 
-WEIGHTS = ROOT / "model" / "weights" / "default"
-PICTURE = ROOT / "app" / "static" / "sample.jpg"
-PARTS = ("speed", "replica", "node", "upgrade", "autoscale")
+from benchmarks import ROOT, WEIGHTS  # noqa: E402
+from benchmarks.load import free_port, receive, request, serving  # noqa: E402
+
+PICTURE = (ROOT / "app" / "static" / "sample.jpg").read_bytes()
+PARTS = ("speed", "replica", "hang", "node", "upgrade", "autoscale", "overload")
 
 
 class Answer(NamedTuple):
-    """One request's end: seconds of the clock and of waiting, status, and what it said."""
+    """One request's end: how long it took, its status, and the caption, or the code of the problem, that it said."""
 
-    at: float
     seconds: float
     status: int
-    caption: str
+    said: str
     version: str
+
+
+class Address(NamedTuple):
+    """Where pictures are captioned, on this machine."""
+
+    port: int
+    path: str = "/caption"
 
 
 class Load:
     """Clients that ask one after another, as many at once as there are."""
 
-    def __init__(self, url: str, clients: int) -> None:
-        self.url, self.answers, self._stop = url, list[Answer](), threading.Event()
+    def __init__(self, address: Address, clients: int) -> None:
+        self.address, self.answers, self._stop = address, list[Answer](), threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
-        self._data = PICTURE.read_bytes()
 
     def _ask(self) -> None:
-        with httpx.Client(timeout=120, trust_env=False) as client:
-            while not self._stop.is_set():
-                began = time.monotonic()
-                status, caption, version = 0, "", ""
-                try:
-                    answer = client.post(self.url, files={"image": ("a.jpg", self._data)})
-                    status = answer.status_code
-                    if status == 200:
-                        said = answer.json()
-                        caption, version = said["caption"], said.get("model", {}).get("version", "")
-                except httpx.HTTPError:
-                    pass
-                self.answers.append(Answer(began, time.monotonic() - began, status, caption, version))
-                if status != 200:
-                    time.sleep(0.1)
+        connection: socket.socket | None = None
+        while not self._stop.is_set():
+            began = time.monotonic()
+            status, said, version = 0, "", ""
+            try:
+                connection = connection or connected(self.address)
+                status, answer = ask(connection, self.address)
+                said = answer["caption" if status == 200 else "code"]
+                version = answer.get("model", {}).get("version", "")
+            except (OSError, ValueError):
+                if connection:
+                    connection.close()
+                connection = None
+            self.answers.append(Answer(time.monotonic() - began, status, said, version))
+            if status != 200:
+                time.sleep(0.1)
+        if connection:
+            connection.close()
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -95,24 +102,31 @@ class Load:
             thread.join()
 
     def report(self) -> dict[str, Any]:
-        """Requests, those that failed by status, the captions said, versions, and milliseconds."""
+        """Requests, those that failed and how, the captions said, versions, and milliseconds."""
         good = [a for a in self.answers if a.status == 200]
         times = sorted(1000 * a.seconds for a in good)
         return {
             "requests": len(self.answers),
-            "failed": dict(Counter(str(a.status) for a in self.answers if a.status != 200)),
-            "captions": len({a.caption for a in good}),
+            "failed": dict(Counter(f"{a.status} {a.said}" for a in self.answers if a.status != 200)),
+            "captions": len({a.said for a in good}),
             "versions": dict(Counter(a.version for a in good)),
             "p50_ms": round(statistics.median(times), 1) if times else None,
             "p99_ms": round(times[int(0.99 * (len(times) - 1))], 1) if times else None,
         }
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+def connected(address: Address) -> socket.socket:
+    """A connection that packs nothing together, which would wait."""
+    connection = socket.create_connection(("127.0.0.1", address.port), timeout=120)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def ask(connection: socket.socket, address: Address) -> tuple[int, Any]:
+    """A picture's answer: its status, and what it says."""
+    connection.sendall(request(PICTURE, address.path))
+    answer = receive(connection)
+    return int(answer[9:12]), json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
 def until(what: Callable[[], bool], seconds: float = 600) -> float:
@@ -125,29 +139,13 @@ def until(what: Callable[[], bool], seconds: float = 600) -> float:
     return time.monotonic() - began
 
 
-def answers(url: str) -> bool:
+def answers(address: Address) -> bool:
     """Whether a picture gets a caption there."""
     try:
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            return client.post(url, files={"image": ("a.jpg", PICTURE.read_bytes())}).status_code == 200
-    except httpx.HTTPError:
+        with connected(address) as connection:
+            return ask(connection, address)[0] == 200
+    except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def server(command: list[str], url: str, **settings: str) -> Iterator[None]:
-    """A plain server for as long as the block."""
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-    try:
-        until(lambda: answers(url))
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 class Cluster:
@@ -172,7 +170,7 @@ class Cluster:
         """One node more."""
         return self.nodes.add_node(num_cpus=1, object_store_memory=100_000_000)
 
-    def deploy(self, name: str, replicas: int, model: Path = WEIGHTS, **options: Any) -> str:
+    def deploy(self, name: str, replicas: int, model: Path = WEIGHTS, **options: Any) -> Address:
         """An application of so many replicas, up and running; its address. replicas: 0 for `options` to say."""
         from ray import serve
 
@@ -183,7 +181,14 @@ class Cluster:
             options |= {"num_replicas": replicas, "autoscaling_config": None}
         deployment = Captions.options(**options)  # type: ignore[attr-defined]
         serve.run(deployment.bind(arguments), name=name, route_prefix=f"/{name}")
-        return f"http://127.0.0.1:{self.port}/{name}/caption"
+        return Address(self.port, f"/{name}/caption")
+
+    def clear(self, keep: set[str]) -> None:
+        """Delete the other applications: their cores are for those to come."""
+        from ray import serve
+
+        for name in set(serve.status().applications) - keep:
+            serve.delete(name)
 
     def running(self, name: str) -> int:
         """How many replicas an application has."""
@@ -194,10 +199,21 @@ class Cluster:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The replicas of an application."""
+        return self._called(f"ServeReplica:{name}:captions")
+
+    def cpu(self, name: str) -> float:
+        """Seconds of CPU of an application's replicas, with their decoders, and of the proxy before them."""
+        replicas = self.processes(name)
+        below = [child for process in replicas for child in process.children()]
+        times = [process.cpu_times() for process in (*replicas, *below, *self._called("ProxyActor"))]
+        return sum(time.user + time.system for time in times)
+
+    def _called(self, title: str) -> list[psutil.Process]:
+        """Processes that Ray has named so."""
         found = []
         for process in psutil.process_iter():
             try:
-                if f"ServeReplica:{name}:captions" in " ".join(process.cmdline()):
+                if title in " ".join(process.cmdline()):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -213,47 +229,51 @@ class Cluster:
 
 def speed(cluster: Cluster, rounds: int, seconds: float) -> dict[str, Any]:
     """Captions a second of each contender in turns; the ratio to a plain server with one worker, round by round."""
-    ports = [free_port() for _ in range(3)]
-    python = sys.executable
-    one, two, lit = (f"http://127.0.0.1:{port}/caption" for port in ports)
-    contenders = {
-        "plain server, 1 worker of 1 thread": one,
-        "plain server, 2 workers of 1 thread": two,
-        "Ray Serve, 1 replica": cluster.deploy("one", 1),
-        "Ray Serve, 2 replicas": cluster.deploy("two", 2),
-    }
-    command = [python, "-m", "app", "--port"]
+    app, litserve = ("-m", "app"), ("-m", "benchmarks.servers", "litserve-ours")
     with (
-        server([*command, str(ports[0])], one, CAPTION_THREADS="1"),
-        server([*command, str(ports[1]), "--workers", "2"], two, CAPTION_THREADS="1"),
+        serving(app, PICTURE, CAPTION_THREADS=1) as one,
+        serving((*app, "--workers", "2"), PICTURE, CAPTION_THREADS=1) as two,
+        serving((*litserve, "--workers", "2"), PICTURE) as lit,
     ):
-        try:
-            import litserve  # noqa: F401
-        except ImportError:
-            return _turns(contenders, rounds, seconds)
-        litserve_command = [python, "-m", "benchmarks.servers", "litserve-ours", "--port", str(ports[2])]
-        with server([*litserve_command, "--workers", "2"], lit):
-            return _turns({**contenders, "LitServe, 2 workers": lit}, rounds, seconds)
+        return turns(
+            {
+                "plain server, 1 worker of 1 thread": (Address(one.port), one.cpu),
+                "plain server, 2 workers of 1 thread": (Address(two.port), two.cpu),
+                "Ray Serve, 1 replica": (cluster.deploy("one", 1), partial(cluster.cpu, "one")),
+                "Ray Serve, 2 replicas": (cluster.deploy("two", 2), partial(cluster.cpu, "two")),
+                "LitServe, 2 workers": (Address(lit.port), lit.cpu),
+            },
+            rounds,
+            seconds,
+        )
 
 
-def _turns(contenders: dict[str, str], rounds: int, seconds: float) -> dict[str, Any]:
+def turns(contenders: dict[str, tuple[Address, Callable[[], float]]], rounds: int, seconds: float) -> dict[str, Any]:
+    """Each contender under load for some seconds, in another order each round; with it, a function for its CPU time."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
+    costs: dict[str, list[float]] = {name: [] for name in contenders}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     failed: dict[str, int] = dict.fromkeys(contenders, 0)
-    for _ in range(rounds):
-        for name, url in contenders.items():
-            until(lambda url=url: answers(url))  # type: ignore[misc]
-            with Load(url, clients=8) as load:
+    names = list(contenders)
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            address, cpu = contenders[name]
+            until(lambda address=address: answers(address))  # type: ignore[misc]
+            before = cpu()
+            with Load(address, clients=8) as load:
                 time.sleep(seconds)
             good = [a for a in load.answers if a.status == 200]
             rates[name].append(len(good) / seconds)
+            costs[name].append(1000 * (cpu() - before) / len(good))
             times[name] += [1000 * a.seconds for a in good]
             failed[name] += len(load.answers) - len(good)
-    first = rates[next(iter(rates))]
+    first = rates[names[0]]
     return {
         name: {
             "rate": round(statistics.median(rates[name]), 1),
             "ratio": round(statistics.median(r / f for r, f in zip(rates[name], first, strict=True)), 2),
+            "cpu_ms": round(statistics.median(costs[name]), 1),
             "p50_ms": round(statistics.median(times[name]), 1),
             "p99_ms": round(sorted(times[name])[int(0.99 * (len(times[name]) - 1))], 1),
             "failed": failed[name],
@@ -262,24 +282,26 @@ def _turns(contenders: dict[str, str], rounds: int, seconds: float) -> dict[str,
     }
 
 
-def replica(cluster: Cluster, seconds: float) -> dict[str, Any]:
-    """Kill a replica under load."""
-    url = cluster.deploy("two", 2)
-    with Load(url, clients=8) as load:
+def replica(cluster: Cluster, seconds: float, how: int = signal.SIGKILL) -> dict[str, Any]:
+    """Kill a replica under load, or stop it as if it hung, which only health checks notice."""
+    address = cluster.deploy("two", 2)
+    with Load(address, clients=8) as load:
         time.sleep(seconds)
         victim, *_ = cluster.processes("two")
-        victim.kill()
+        victim.send_signal(how)
+        killed = time.monotonic()
         until(lambda: cluster.running("two") < 2)
-        back = until(lambda: cluster.running("two") == 2)
+        until(lambda: cluster.running("two") == 2)
+        back = time.monotonic() - killed
         time.sleep(seconds)
     return {"held_at_most": 8, "back_s": round(back, 1), **load.report()}
 
 
 def node(cluster: Cluster, seconds: float) -> dict[str, Any]:
     """Kill a whole node under load, while another without replicas stands by."""
-    url = cluster.deploy("two", 2)
+    address = cluster.deploy("two", 2)
     spare = cluster.add()
-    with Load(url, clients=8) as load:
+    with Load(address, clients=8) as load:
         time.sleep(seconds)
         pids = {process.pid for process in cluster.processes("two")}
         for one in cluster.more:
@@ -288,23 +310,25 @@ def node(cluster: Cluster, seconds: float) -> dict[str, Any]:
                 cluster.nodes.remove_node(one, allow_graceful=False)
                 cluster.more.remove(one)
                 break
+        killed = time.monotonic()
         cluster.more.append(spare)
         until(lambda: cluster.running("two") < 2)
-        back = until(lambda: cluster.running("two") == 2)
+        until(lambda: cluster.running("two") == 2)
+        back = time.monotonic() - killed
         time.sleep(seconds)
     return {"held_at_most": 8, "back_s": round(back, 1), **load.report()}
 
 
 def upgrade(cluster: Cluster, seconds: float) -> dict[str, Any]:
     """Another version of the model, replica by replica, under load."""
-    url = cluster.deploy("two", 2)
+    address = cluster.deploy("two", 2)
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "other"
         shutil.copytree(WEIGHTS, other)
         config = json.loads((other / "config.json").read_text())
         _renamed(config, "another")
         (other / "config.json").write_text(json.dumps(config))
-        with Load(url, clients=8) as load:
+        with Load(address, clients=8) as load:
             time.sleep(seconds)
             cluster.deploy("two", 2, other)
             time.sleep(seconds)
@@ -328,14 +352,22 @@ def autoscale(cluster: Cluster, seconds: float) -> dict[str, Any]:
     config = AutoscalingConfig(
         min_replicas=1, max_replicas=2, target_ongoing_requests=4, upscale_delay_s=2, downscale_delay_s=10
     )
-    url = cluster.deploy("auto", 0, autoscaling_config=config)
-    with Load(url, clients=12) as high:
+    address = cluster.deploy("auto", 0, autoscaling_config=config)
+    with Load(address, clients=12) as high:
         up = until(lambda: cluster.running("auto") == 2)
         time.sleep(seconds)
-    with Load(url, clients=1) as low:
+    with Load(address, clients=1) as low:
         down = until(lambda: cluster.running("auto") == 1)
         time.sleep(seconds)
     return {"up_s": round(up, 1), "down_s": round(down, 1), "high": high.report(), "low": low.report()}
+
+
+def overload(cluster: Cluster, seconds: float) -> dict[str, Any]:
+    """More clients than may wait: some are told so at once, the others get their captions."""
+    address = cluster.deploy("small", 1, max_ongoing_requests=2, max_queued_requests=2)
+    with Load(address, clients=12) as load:
+        time.sleep(seconds)
+    return load.report()
 
 
 def main() -> int:
@@ -347,22 +379,21 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     made: dict[str, Any] = {"cpu": cpu(), "cores": os.cpu_count()}
+    seconds = options.seconds
+    parts: dict[str, Callable[[Cluster], dict[str, Any]]] = {
+        "speed": lambda cluster: speed(cluster, options.rounds, seconds),
+        "replica": lambda cluster: replica(cluster, seconds),
+        "hang": lambda cluster: replica(cluster, seconds, signal.SIGSTOP),
+        "node": lambda cluster: node(cluster, seconds),
+        "upgrade": lambda cluster: upgrade(cluster, seconds),
+        "autoscale": lambda cluster: autoscale(cluster, seconds),
+        "overload": lambda cluster: overload(cluster, seconds),
+    }
     cluster = Cluster(3)
     try:
         for part in options.only:
-            if part == "speed":
-                made[part] = speed(cluster, options.rounds, options.seconds)
-                from ray import serve
-
-                serve.delete("one")  # its core is for the others
-            else:
-                made[part] = {"replica": replica, "node": node, "upgrade": upgrade, "autoscale": autoscale}[part](
-                    cluster, options.seconds
-                )
-                if part == "upgrade":
-                    from ray import serve
-
-                    serve.delete("two")
+            cluster.clear(keep={"two"} if part in ("replica", "hang", "node", "upgrade") else set())
+            made[part] = parts[part](cluster)
             print(part, json.dumps(made[part]), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(made, indent=1) + "\n")

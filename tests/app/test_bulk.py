@@ -265,6 +265,25 @@ def test_killed_workers_and_a_killed_driver_lose_and_double_nothing(tmp_path: Pa
     assert (process.returncode, "0 to do" in said) == (0, True)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: .[ray]")
+def test_without_an_address_no_cluster_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    joined: list[Any] = []
+
+    def init(address: str, **options: Any) -> None:
+        joined.append(address)
+        raise OSError("not here")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    arguments = [str(tmp_path), "-o", str(tmp_path / "out")]
+    assert bulk.main(arguments) == bulk.USAGE
+    assert bulk.main([*arguments, "--address", "auto"]) == bulk.USAGE
+    assert joined == ["local", "auto"]
+
+
 def test_what_cannot_start_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bulk.main([str(tmp_path), "-o", str(tmp_path / "out")]) == bulk.USAGE
     assert "no pictures found" in capsys.readouterr().err
