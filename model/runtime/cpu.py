@@ -45,14 +45,27 @@ def multiplies_8_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """
     if platform.machine() != "x86_64":  # an emulated processor may be shown the flags of the one below it
         return False
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if limit and not any(word in limit for word in ("VNNI", "BF16", "FP16", "AMX", "ALL", "DEFAULT", "AVX10")):
+    if not _allowed("VNNI", "BF16", "FP16", "AMX", "AVX10"):
         return False
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
     except (OSError, StopIteration):
         return False
     return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
+
+
+def may_use_bf16() -> bool:
+    """Whether oneDNN is not told to do without bf16: OpenVINO asks the processor alone, and then finds no kernel."""
+    return _allowed("BF16", "FP16", "AMX", "AVX10")
+
+
+def _allowed(*instructions: str) -> bool:
+    """Whether what oneDNN is told to keep to, if anything, holds any of these instruction sets.
+
+    The names of the limits say what they add last, and each holds all before it: AVX512_CORE_BF16 has VNNI.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return not limit or any(word in limit for word in (*instructions, "ALL", "DEFAULT"))
 
 
 def pin_thread(cpus: Iterable[int]) -> None:

@@ -20,7 +20,7 @@ from model.config import SearchConfig
 from model.constraints import FREE
 from model.errors import CheckpointError
 from model.rerank import Reranker, thing_places
-from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus
+from model.runtime.cpu import cpu_quota, may_use_bf16, multiplies_8_bits, own_cpus
 from model.runtime.engine import CaptionEngine, Lane, Precision, Regions
 from model.runtime.openvino_search import BeamSearch, Shape, beam_search_graph
 from model.runtime.results import StepDetails, captions_of, forced_words
@@ -204,7 +204,7 @@ class OpenVINOEngine(CaptionEngine):
         fast = precision == "auto"
         self._sums_8_bits = multiplies_8_bits()
         int8 = fast and f"{GRAPHS}/{ENCODER_INT8}.xml" in checkpoint.digests and self._sums_8_bits
-        bf16 = fast and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        bf16 = fast and may_use_bf16() and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._encoder = _read(core, checkpoint, ENCODER_INT8 if int8 else ENCODER)
         self._encoder_precision = "bf16" if bf16 else "f32"  # of what is not in 8 bits
         self.precision = "int8" if int8 else self._encoder_precision

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.runtime.cpu import cpu_quota, multiplies_8_bits, own_cpus, pin_thread
+from model.runtime.cpu import cpu_quota, may_use_bf16, multiplies_8_bits, own_cpus, pin_thread
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,18 @@ def test_8_bit_sums_need_an_instruction_of_their_own(
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
     assert multiplies_8_bits(tmp_path / "cpuinfo") is expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(None, True), ("AVX512_CORE_BF16", True), ("avx512_core_amx", True), ("ALL", True),
+     ("AVX512_CORE_VNNI", False), ("AVX512_CORE", False), ("AVX2_VNNI", False), ("AVX2", False)],
+)  # fmt: skip
+def test_bf16_is_left_where_it_is_forbidden(limit: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert may_use_bf16() is expected
 
 
 def test_an_emulated_processor_is_not_the_one_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
