@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture(autouse=True)
+def threads_are_given_back() -> Iterator[None]:
+    """Engines give torch more threads, for the rest of their process; later tests keep to those of the environment.
+
+    OMP_THREAD_LIMIT would not do: oneDNN then waits for threads that never come.
+    """
+    yield
+    wanted, torch = os.environ.get("OMP_NUM_THREADS"), sys.modules.get("torch")
+    if wanted and torch and torch.get_num_threads() != int(wanted):
+        torch.set_num_threads(int(wanted))
 
 
 Once = Callable[[str, Callable[[Path], object]], Path]

@@ -318,7 +318,7 @@ class Bench:
         save_captioner(captioner, to, {"validation": found["history"]})
         return to
 
-    def _interval(self, folder: Path) -> tuple[float, float] | None:
+    def _interval(self, folder: Path) -> list[float] | None:
         """Of the change in CIDEr from the base to the row in that folder, its 95 % interval over pictures."""
         base = self._folder(self.table.rows[0])
         if folder == base or not (base / "ciders.json").is_file():
@@ -327,7 +327,7 @@ class Bench:
         changes = {name: np.array(mine[name]) - np.array(theirs[name]) for name in mine}
         sampled = {name: bootstrap(len(change)) @ change / len(change) for name, change in changes.items()}
         weights = self.table.rows[0].recipe.choose or {next(iter(sampled)): 1.0}
-        return interval(sum(sampled[name] * weight for name, weight in weights.items()) / sum(weights.values()))
+        return list(interval(sum(sampled[name] * weight for name, weight in weights.items()) / sum(weights.values())))
 
     def _folder(self, row: Row) -> Path:
         return self.runs / re.sub(r"\W+", "-", row.name)
