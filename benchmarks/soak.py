@@ -48,7 +48,7 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     hang_ups: int = 0
     wrong: list[str] = field(default_factory=list)
-    captions: dict[int, str] = field(default_factory=dict)  # of each good picture, the first time
+    captions: dict[bytes, str] = field(default_factory=dict)  # of each picture, the first time
     memory: list[float] = field(default_factory=list)  # MB, from the end of the warm-up on
     seconds: list[float] = field(default_factory=list)  # that good pictures took, from then on
     beside: list[float] = field(default_factory=list)  # that they took beside hostile ones
@@ -115,8 +115,8 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
                     tally.wrong.append(f"{kind}: {answer.status_code} {answer.text[:200]}")
                 elif answer.status_code == 200:
                     caption = answer.json()["caption"]
-                    if caption != tally.captions.setdefault(choice, caption):
-                        tally.wrong.append(f"picture {choice}: {caption!r} is not {tally.captions[choice]!r}")
+                    if caption != tally.captions.setdefault(data, caption):
+                        tally.wrong.append(f"{kind} picture: {caption!r} is not {tally.captions[data]!r}")
                 if number >= warm_up and number % max(requests // 50, 1) == 0:
                     tally.memory.append(resident_mb(pid))
 
