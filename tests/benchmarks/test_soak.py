@@ -10,7 +10,7 @@ from model.errors import TooLarge
 
 
 def tally() -> Tally:
-    return Tally(statuses=Counter({200: 90, 413: 5}), hang_ups=5, memory=[100.0] * 40)
+    return Tally(statuses=Counter({200: 90, 413: 5}), hang_ups=5, memory=[100.0, 160.0] * 20)
 
 
 def test_a_run_in_which_everything_held() -> None:
