@@ -182,6 +182,9 @@ class Guard:
         self._dispatch()
         try:
             return await job.future
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
         finally:
             del job  # its error holds this frame
 
@@ -190,6 +193,12 @@ class Guard:
     def _push(self, job: Job) -> None:
         key = time.monotonic() + SECONDS_PER_BYTE * len(job.data)
         heapq.heappush(self._fresh, (key, next(self._numbers), job))
+
+    def _withdraw(self, job: Job) -> None:
+        """Take a picture that nobody waits for from the queues, which would keep its bytes while they stand still."""
+        self._costly = deque(other for other in self._costly if other is not job)
+        self._fresh = [entry for entry in self._fresh if entry[2] is not job]
+        heapq.heapify(self._fresh)
 
     def _defer(self, job: Job, first: bool = False) -> None:
         """Let a costly picture wait for its turn, `first` if it has had a part of it."""
@@ -210,8 +219,6 @@ class Guard:
             if job is None:
                 return
             self._assign(idle, job)
-        while self._fresh and not self._fresh[0][2].wanted:
-            heapq.heappop(self._fresh)
         coming = self.workers - sum(1 for w in self._running if w.pid and not w.ended)
         costly = sorted((w for w in self._running if w.job and w.job.costly and not w.ended), key=lambda w: -w.begun)
         for worker in costly[: min(len(self._fresh) - coming, len(costly) - 1)] if len(self._fresh) > coming else ():

@@ -214,6 +214,25 @@ def test_an_ordinary_picture_is_answered_beside_hostile_ones() -> None:
     run(test)
 
 
+def test_a_picture_that_nobody_waits_for_leaves_the_queues_at_once() -> None:
+    async def test() -> None:
+        async with running(workers=2, max_costly=16) as guard:
+            slow = [asyncio.ensure_future(guard.read(SCANS)) for _ in range(4)]
+            await until(lambda: len(guard._costly) == 2)  # the others are at work
+            waiting = [job.future for job in guard._costly]
+            fresh = [asyncio.ensure_future(guard.read(SCANS)) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert guard._fresh
+            for task in (*slow, *fresh):
+                task.cancel()
+            await asyncio.gather(*slow, *fresh, return_exceptions=True)
+            assert all(future.cancelled() for future in waiting)
+            assert not guard._costly
+            assert not guard._fresh
+
+    run(test)
+
+
 def test_dear_pictures_all_get_their_turn_and_too_many_are_refused() -> None:
     costly = many_scans(1000, 300)
 
