@@ -1,6 +1,6 @@
 """`python -m benchmarks.soak`: drive a live server with good, broken, oversize, lying and hostile pictures.
 
-Starts a server on a free loopback port, sends `--requests` requests from `--clients` clients, and
+Starts a server on a free loopback port, sends `--requests` requests and a tenth before from `--clients` clients, and
 checks what must hold whatever comes: every answer is the one its picture deserves, no 5xx but 503
 and 504, the server's counters equal the clients', and its memory stays flat. Exit status 1 if not.
 Then it times good pictures beside 16 hostile ones.
@@ -49,7 +49,8 @@ class Tally:
     hang_ups: int = 0
     wrong: list[str] = field(default_factory=list)
     captions: dict[bytes, str] = field(default_factory=dict)  # of each picture, the first time
-    memory: list[float] = field(default_factory=list)  # MB, from the end of the warm-up on
+    memory: list[float] = field(default_factory=list)  # MB, while requests of all kinds are on their way
+    settled: list[float] = field(default_factory=list)  # MB, after good pictures alone: at first, at the end
     seconds: list[float] = field(default_factory=list)  # that good pictures took, from then on
     beside: list[float] = field(default_factory=list)  # that they took beside hostile ones
 
@@ -86,7 +87,6 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
     work = iter(enumerate(kinds))
     files = {"oversize": bytes(21_000_000), "bomb": bomb()}
     costly = list(hostile().values())
-    warm_up = max(requests // 10, min(2000, requests // 2))  # allocators settle
 
     async def client() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -109,7 +109,7 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
                     tally.wrong.append(f"{kind}: {error!r}")
                     continue
                 tally.statuses[answer.status_code] += 1
-                if kind == "good" and number >= warm_up:
+                if kind == "good":
                     tally.seconds.append(time.perf_counter() - start)
                 if answer.status_code not in EXPECTED[kind] | ALWAYS:
                     tally.wrong.append(f"{kind}: {answer.status_code} {answer.text[:200]}")
@@ -117,10 +117,23 @@ async def soak(url: str, pid: int, requests: int, clients: int, tally: Tally) ->
                     caption = answer.json()["caption"]
                     if caption != tally.captions.setdefault(data, caption):
                         tally.wrong.append(f"{kind} picture: {caption!r} is not {tally.captions[data]!r}")
-                if number >= warm_up and number % max(requests // 50, 1) == 0:
+                if number % max(requests // 50, 1) == 0:
                     tally.memory.append(resident_mb(pid))
 
     await asyncio.gather(*(client() for _ in range(clients)))
+
+
+async def settle(url: str, pid: int, tally: Tally, pictures: int = 256, clients: int = 16) -> None:
+    """Send good pictures alone, then note what memory the process holds: no upload of 20 MB is on its way."""
+    work = iter([draw(seed) for seed in range(64)] * (pictures // 64))
+
+    async def client() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+            for data in work:
+                tally.statuses[(await http.post("/caption", files={"image": data})).status_code] += 1
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    tally.settled.append(resident_mb(pid))
 
 
 async def beside(url: str, tally: Tally, pictures: int, clients: int = 16) -> None:
@@ -179,9 +192,7 @@ def check(tally: Tally, served: dict[int, int]) -> list[str]:
     unread = sum(served.values()) - sum(tally.statuses.values())
     if any(served.get(status, 0) < count for status, count in tally.statuses.items()) or unread > tally.hang_ups:
         wrong.append(f"the counters do not add up: {dict(tally.statuses)} seen, {served} counted")
-    quarter = max(len(tally.memory) // 4, 1)
-    # The least of each: what is above it are uploads of 20 MB on their way, and they come by chance.
-    first, last = min(tally.memory[:quarter]), min(tally.memory[-quarter:])
+    first, last = tally.settled
     if last > 1.05 * first:
         wrong.append(f"memory grew from {first:.0f} to {last:.0f} MB")
     return wrong
@@ -205,8 +216,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1].rstrip("/")
+        asyncio.run(soak(url, server.pid, given.requests // 10, given.clients, tally))  # allocators settle
+        asyncio.run(settle(url, server.pid, tally))
+        tally.seconds.clear()
         asyncio.run(soak(url, server.pid, given.requests, given.clients, tally))
         asyncio.run(beside(url, tally, given.beside))
+        asyncio.run(settle(url, server.pid, tally))
         served = {int(status): int(float(n)) for status, n in COUNTER.findall(httpx.get(f"{url}/metrics").text)}
     finally:
         server.send_signal(signal.SIGTERM)
@@ -219,7 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
     for what, seconds in (("good pictures", tally.seconds), ("beside 16 hostile ones at once", tally.beside)):
         if seconds:
             print(f"{what}: {percentile(seconds, 99):.3f} s at the 99th percentile, {max(seconds):.3f} s at worst")
-    print(f"resident memory: {min(tally.memory):.0f} to {max(tally.memory):.0f} MB")
+    first, last = tally.settled
+    print(
+        f"resident memory: {first:.0f} MB, {last:.0f} at the end, at most {max(tally.memory):.0f} with uploads on the way"
+    )
     print(*(f"WRONG: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")
     return 1 if wrong else 0
 
