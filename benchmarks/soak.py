@@ -236,9 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
         if seconds:
             print(f"{what}: {percentile(seconds, 99):.3f} s at the 99th percentile, {max(seconds):.3f} s at worst")
     first, last = tally.settled
-    print(
-        f"resident memory: {first:.0f} MB, {last:.0f} at the end, at most {max(tally.memory):.0f} with uploads on the way"
-    )
+    most = max(tally.memory)
+    print(f"resident memory: {first:.0f} MB, {last:.0f} at the end, at most {most:.0f} with uploads on their way")
     print(*(f"WRONG: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")
     return 1 if wrong else 0
 
