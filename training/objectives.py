@@ -51,15 +51,15 @@ class Objective:
         memory = memory_of(self.captioner, batch.inputs, self.frozen)
         if config.objective == "likelihood":
             loss = self.likelihood(memory, batch, own_share)
-            return loss * _weight(batch.words), math.exp(min(float(loss.detach()), 20))
+            return loss * weight(batch.words), math.exp(min(float(loss.detach()), 20))
         rows = [row + self.pictures * flip for row, flip in zip(batch.rows, batch.flipped, strict=True)]
         seen = Memory(*(part.detach() for part in memory))
         find = best if config.candidates == "beam" else draw
         words = find(self.captioner, seen, config.samples, config.max_words)
         loss, reward = cider_loss(self.captioner, memory, rows, self.reward, words)
-        loss = loss * _weight(words)
+        loss = loss * weight(words)
         if config.likelihood_weight:
-            likelihood = self.likelihood(memory, batch, own_share) * _weight(batch.words)
+            likelihood = self.likelihood(memory, batch, own_share) * weight(batch.words)
             loss = loss + config.likelihood_weight * likelihood
         return loss, reward
 
@@ -71,7 +71,7 @@ class Objective:
         return likelihood_loss(self.captioner, memory, batch.words, smoothing, own_share, theirs, share)
 
 
-def _weight(words: Tensor) -> Tensor | float:
+def weight(words: Tensor) -> Tensor | float:
     """By what to multiply a mean loss over the words (B, N, T + 1) of this process: what it counts among all."""
     return distributed.weight((words[..., 1:] != PAD).sum())
 

@@ -23,7 +23,7 @@ from training.config import Recipe, TrainConfig
 from training.data import CaptionData
 from training.initialisation import initial_captioner
 from training.loop import as_run, fit
-from training.objectives import likelihood_loss
+from training.objectives import likelihood_loss, weight
 from training.optimisation import autocast, parameter_groups
 from training.validation import LONGEST
 
@@ -68,7 +68,7 @@ class Likelihood:
     def __call__(self, batch: Batch, own_share: float) -> tuple[Tensor, float]:
         """The loss of a batch, and its perplexity."""
         loss = self.model.loss(batch.words, self.config.label_smoothing, own_share)
-        return loss * distributed.weight((batch.words[..., 1:] != PAD).sum()), math.exp(min(float(loss.detach()), 20))
+        return loss * weight(batch.words), math.exp(min(float(loss.detach()), 20))
 
 
 class SentenceSource:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from model.errors import CaptionModelError, ConfigError
-from training import optimisation
+from model.errors import ConfigError
 from training.commands.arguments import add_cache
-from training.data import DataError, read
+from training.commands.resumable import resumable
+from training.data import read
 from training.data.sentences import read_sentences
 from training.process import configure_process
 from training.studies.ablate import ROWS, Bench, page, plot, read_record, read_table
@@ -22,6 +22,7 @@ from training.studies.ablate import ROWS, Bench, page, plot, read_record, read_t
 log = logging.getLogger("training.ablate")
 
 
+@resumable
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.ablate", description="Make the ablation table.")
@@ -43,30 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     began, name = time.monotonic(), options.table.stem
     record = options.docs / f"{name}.json"
-    try:
-        table = read_table(options.table)
-        names = [row.name for row in table.rows]
-        if unknown := set(options.rows or ()) - set(names):
-            raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
-        if options.data:
-            data, device = read(*options.data), torch.device(options.device)
-            sentences = [each for line in read_sentences(options.text or (), data) for each in line]
-            bench = Bench(table, data, options.runs, options.cache, device, record, sentences)
-            bench.run(table.rows[0])  # all others are compared with it
-            for row in table.rows:
-                late = time.monotonic() - began > 60 * options.minutes
-                if (options.rows is None or row.name in options.rows) and not late:
-                    bench.run(row)
-        recorded = read_record(record)
-        results = table.known(recorded)
-        if "base" not in results:
-            raise ConfigError(f"{record} holds no result of the base as it is now; run it with --data")
-    except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last save", file=sys.stderr)
-        return 130
+    table = read_table(options.table)
+    names = [row.name for row in table.rows]
+    if unknown := set(options.rows or ()) - set(names):
+        raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
+    if options.data:
+        data, device = read(*options.data), torch.device(options.device)
+        sentences = [each for line in read_sentences(options.text, data) for each in line] if options.text else []
+        bench = Bench(table, data, options.runs, options.cache, device, record, sentences)
+        bench.run(table.rows[0])  # all others are compared with it
+        for row in table.rows:
+            late = time.monotonic() - began > 60 * options.minutes
+            if (options.rows is None or row.name in options.rows) and not late:
+                bench.run(row)
+    recorded = read_record(record)
+    results = table.known(recorded)
+    if "base" not in results:
+        raise ConfigError(f"{record} holds no result of the base as it is now; run it with --data")
     if others := [row for row in recorded if row not in results]:
         log.warning("not shown, because they have changed since or are no rows any more: %s", ", ".join(others))
     text = page(table, results, name)

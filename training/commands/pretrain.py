@@ -6,23 +6,21 @@ Training goes on from the checkpoint with pictures: `scripts/train --init RUN/be
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from model.errors import CaptionModelError
-from training import distributed, optimisation
+from training import distributed
 from training.commands.arguments import add_data
+from training.commands.resumable import join, resumable
 from training.config import find_recipe
-from training.data import DataError, read
+from training.data import read
 from training.data.sentences import read_sentences
 from training.pretraining import pretrain
 from training.process import configure_process
 
 
+@resumable
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -35,21 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
     configure_process()
-    try:
-        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        device = distributed.join(torch.device(device))
-        level = logging.INFO if distributed.is_main() else logging.ERROR
-        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        data = read(*options.data)
-        sentences = [sentence for line in read_sentences(options.text, data) for sentence in line]
-        pretrain(find_recipe(options.recipe), data, sentences, options.run, device)
-        distributed.leave()
-    except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last save", file=sys.stderr)
-        return 130
+    device = join(options.device)
+    data = read(*options.data)
+    sentences = [sentence for line in read_sentences(options.text, data) for sentence in line]
+    pretrain(find_recipe(options.recipe), data, sentences, options.run, device)
+    distributed.leave()
     return 0
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from model.errors import CaptionModelError
-from training import distributed, optimisation
+from training import distributed
 from training.commands.arguments import add_cache, add_data
+from training.commands.resumable import join, resumable
 from training.config import find_recipe
-from training.data import DataError, read
+from training.data import read
 from training.initialisation import inherited
 from training.loop import train
 from training.process import configure_process
 
 
+@resumable
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/train", description="Train a captioner.")
@@ -36,34 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="say what the data and the run would be; train nothing")
     options = parser.parse_args(arguments)
     configure_process()
-    try:
-        device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        device = distributed.join(torch.device(device))
-        level = logging.INFO if distributed.is_main() else logging.ERROR
-        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
-        if options.seed is not None:
-            recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
-        run = options.run or Path("runs") / recipe.name
-        data = read(*options.data, check_pictures=options.check)
-        if options.check:
-            from training.check import report  # it imports this module
+    device = join(options.device)
+    recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
+    if options.seed is not None:
+        recipe = replace(recipe, train=replace(recipe.train, seed=options.seed))
+    run = options.run or Path("runs") / recipe.name
+    data = read(*options.data, check_pictures=options.check)
+    if options.check:
+        from training.check import report  # it imports this module
 
-            print(report(recipe, data, options.cache, device, options.init, options.teacher))
-            return 0
-        best = train(recipe, data, run, options.cache, device, options.init, options.teacher)
-        first = distributed.is_main()
-        distributed.leave()
-        if options.export and first:
-            from training.commands.export import main as export  # its packages take seconds to load
+        print(report(recipe, data, options.cache, device, options.init, options.teacher))
+        return 0
+    best = train(recipe, data, run, options.cache, device, options.init, options.teacher)
+    first = distributed.is_main()
+    distributed.leave()
+    if options.export and first:
+        from training.commands.export import main as export  # its packages take seconds to load
 
-            return export([str(best), "--data", *options.data, "--to", str(run / "served")])
-    except (CaptionModelError, DataError, optimisation.TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last save", file=sys.stderr)
-        return 130
+        return export([str(best), "--data", *options.data, "--to", str(run / "served")])
     return 0
 
 
