@@ -37,7 +37,7 @@ from app.ray_serving import Arguments, build
 
 api.HTTP_PROXY_TIMEOUT = 600  # seconds that a busy machine may take to start the proxy
 
-ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
 serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
 for name, split in (("whole", False), ("split", True)):
     arguments = Arguments(split=split, settings={"max_upload_mb": 1, "decode_workers": 2})
