@@ -92,13 +92,13 @@ class Captioner(nn.Module):
 
     def memory(self, features: Tensor) -> Memory:
         """What the encoder makes of pictures, (B, L, D) -> what the decoder needs of them."""
-        return self.decoder.memory(features, self._likely(self._tags(features)) if self.slots else None)
+        return self.decoder.memory(features, self.likely(self._tags(features)) if self.slots else None)
 
     def _tags(self, features: Tensor) -> Tensor:
         """(B, L, D) -> (B, G), as `Seen` has them."""
         return features.new_zeros(len(features), 0) if self.tags is None else self.tags(features).sigmoid()
 
-    def _likely(self, tags: Tensor) -> LikelyTags:
+    def likely(self, tags: Tensor) -> LikelyTags:
         """Those tags of all (B, G) that the decoder has places for."""
         probabilities, places = tags.topk(self.slots)
         return LikelyTags(self.tag_words[places], probabilities)
@@ -108,7 +108,7 @@ class Captioner(nn.Module):
         x = self.encoder(self.normalise(pixels))  # (B, L, D)
         tags = self._tags(x)
         return Seen(
-            self.decoder.memory(x, self._likely(tags) if self.slots else None),
+            self.decoder.memory(x, self.likely(tags) if self.slots else None),
             x.new_zeros(len(x), 0) if self.feature is None else F.normalize(self.feature(x.mean(1)), dim=-1),
             tags,
         )

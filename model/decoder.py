@@ -133,11 +133,16 @@ class Decoder(nn.Module):
         if not self.attends:
             return Memory(x[:, :0], x[:, :0], start)
         x = self.dropout(x + self.position)
-        if self.tag is not None:
-            assert tags is not None
-            words = self.embedding(tags.words) * tags.probabilities[..., None]  # (B, M, E), each about 1 / sqrt(E)
-            x = torch.cat([x, self.dropout(self.tag(words * words.shape[-1] ** 0.5))], 1)
+        if tags is not None:
+            x = torch.cat([x, self.places_of(tags)], 1)
         return Memory(self.key(x), self.value(x), start)
+
+    def places_of(self, tags: LikelyTags) -> Tensor:
+        """What the attention looks at in place of a region, for each of the tags: (B, M, A)."""
+        assert self.tag is not None
+        words = self.embedding(tags.words) * tags.probabilities[..., None]  # (B, M, E), each about 1 / sqrt(E)
+        places: Tensor = self.dropout(self.tag(words * words.shape[-1] ** 0.5))
+        return places
 
     def forward(self, memory: Memory, words: Tensor) -> Tensor:
         """Teacher forcing: words (B, N, T), N captions a picture -> logits (B, N, T, V).

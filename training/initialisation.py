@@ -40,7 +40,7 @@ def vocabulary_kind(vocabulary: Vocabulary) -> Literal["words", "pieces"]:
 def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None, sentences: Sequence[str] = ()) -> Captioner:
     """The captioner to train, as `recipe` says; raises `ConfigError` where the checkpoint `init` is another.
 
-    sentences: without pictures; a fresh captioner knows their words too.
+    sentences: without pictures; a fresh captioner, or one that is to `extend`, knows their words too.
     """
     captions = [caption for picture in data.split("train") for caption in picture.captions]
     model = recipe.model
@@ -70,7 +70,7 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None, sent
     if recipe.extend and captioner.vocabulary.in_pieces:
         raise ConfigError(f"extend adds words, and the vocabulary of {init} holds pieces of words")
     if recipe.extend:
-        new = Vocabulary(Vocabulary.build(captions, recipe.min_count).words, learn_capitals(captions))
+        new = Vocabulary(Vocabulary.build([*captions, *sentences], recipe.min_count).words, learn_capitals(captions))
         captioner = extended(captioner, new)
     captioner.config = sizes
     captioner.decoder.dropout.p = model.decoder.dropout

@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"no row {min(unknown)!r}; rows: {', '.join(names)}")
     if options.data:
         data, device = read(*options.data), torch.device(options.device)
-        sentences = [each for line in read_sentences(options.text, data) for each in line] if options.text else []
-        bench = Bench(table, data, options.runs, options.cache, device, record, sentences)
+        lines = read_sentences(options.text, data) if options.text else []
+        bench = Bench(table, data, options.runs, options.cache, device, record, lines)
         bench.run(table.rows[0])  # all others are compared with it
         for row in table.rows:
             late = time.monotonic() - began > 60 * options.minutes

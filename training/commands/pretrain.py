@@ -1,6 +1,7 @@
 """Train a decoder on sentences: `python -m training.commands.pretrain --recipe R --data SET... --text FILE...`.
 
-Training goes on from the checkpoint with pictures: `scripts/train --init RUN/best`.
+Training goes on from the checkpoint with pictures: `scripts/train --init RUN/best`. With `--init` of a checkpoint that
+has tags and `model.decoder.tag_slots` in the recipe, the decoder learns how tags become a sentence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from training.commands.resumable import join, resumable
 from training.config import find_recipe
 from training.data import read
 from training.data.sentences import read_sentences
+from training.initialisation import inherited
 from training.pretraining import pretrain
 from training.process import configure_process
 
@@ -30,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data(parser)
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="JSON lines with captions (.jsonl, .gz)")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; resumes what lies there")
+    parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
     configure_process()
     device = join(options.device)
     data = read(*options.data)
-    sentences = [sentence for line in read_sentences(options.text, data) for sentence in line]
-    pretrain(find_recipe(options.recipe), data, sentences, options.run, device)
+    recipe = find_recipe(options.recipe, inherited(options.init) if options.init else None)
+    pretrain(recipe, data, read_sentences(options.text, data), options.run, device, options.init)
     distributed.leave()
     return 0
 

@@ -67,9 +67,23 @@ def give_tags(
     captioner.tags = TagHead(captioner.encoder.channels, len(tags)).to(device)
     history = fit(captioner, train, val, epochs, device)
     probabilities = predict(captioner, val, device).sigmoid().cpu().numpy()
-    wrong = expected_calibration_error(probabilities.ravel(), targets_of(val.pictures, tags).ravel())
-    log.info("calibration error of the tags %.4f", wrong)
-    return {"history": history, "calibration_error": wrong}
+    said = targets_of(val.pictures, tags)
+    wrong, seen = expected_calibration_error(probabilities.ravel(), said.ravel()), sensitivity(probabilities, said)
+    log.info("calibration error of the tags %.4f, sensitivity %.2f", wrong, seen)
+    return {"history": history, "calibration_error": wrong, "sensitivity": seen}
+
+
+def sensitivity(probabilities: NDArray[np.float32], said: NDArray[np.float32]) -> float:
+    """d' of an observer with these probabilities (P, G) of words that were `said` or not (1, 0); nan where all were.
+
+    Normal evidence has log-likelihood ratios of d'^2 / 2 and -d'^2 / 2 in the mean (Green and Swets 1966).
+    """
+    share = (said.sum(0) + 0.5) / (len(said) + 1)
+    p = probabilities.astype(np.float64).clip(1e-7, 1 - 1e-7)
+    ratio = np.log(p / (1 - p)) - np.log(share / (1 - share))
+    if said.all() or not said.any():
+        return float("nan")
+    return float(max(ratio[said == 1].mean() - ratio[said == 0].mean(), 0.0) ** 0.5)
 
 
 def choose_tags(pictures: Sequence[Picture], vocabulary: Vocabulary, most: int, least_pictures: int) -> list[str]:

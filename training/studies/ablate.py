@@ -229,7 +229,7 @@ def limited(data: CaptionData, limits: Mapping[str, int], train_sets: Sequence[s
 class Bench:
     """Runs rows: where the runs, the cached features and the record of results go.
 
-    sentences: without pictures, of which a row may learn some first.
+    lines: of sentences without pictures, each line's of one, of which a row may learn some first.
     """
 
     table: Table
@@ -238,7 +238,7 @@ class Bench:
     cache: Path
     device: torch.device
     record: Path
-    sentences: Sequence[str] = ()
+    lines: Sequence[Sequence[str]] = ()
 
     def run(self, row: Row) -> Result:
         """The row's result: from the record, from a run that lies here, or else trained or searched for now."""
@@ -281,11 +281,12 @@ class Bench:
             save_captioner(best, folder / "best", {"validation": history, "recipe": asdict(recipe)})
         elif not speaking:
             init, teachers = models.get(row.init), [models[name] for name in row.teachers]
-            if row.sentences:
-                once = replace(recipe, train=replace(recipe.train, epochs=1))
-                init = pretrain(once, data, self._some_sentences(row.sentences), folder / "sentences", self.device)
             if init and recipe.model.decoder.tag_slots:
                 init = self._tagged(init, recipe, data, folder / "tags")
+            if row.sentences:
+                once = replace(recipe, train=replace(recipe.train, epochs=1))
+                lines = self._some_lines(row.sentences)
+                init = pretrain(once, data, lines, folder / "sentences", self.device, init)
             train(recipe, data, folder, self.cache, self.device, init, teachers)
             history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
         members = speaking or [load_captioner(folder / "best")]
@@ -303,12 +304,13 @@ class Bench:
         keep(self.table, self.record, row.name, result)
         return result
 
-    def _some_sentences(self, count: int) -> list[str]:
-        """As many of the sentences, the same for every row."""
-        if count > len(self.sentences):
-            raise ConfigError(f"a row learns from {count} sentences, and --text has {len(self.sentences)}")
-        chosen = np.random.default_rng(0).permutation(len(self.sentences))[:count]
-        return [self.sentences[i] for i in chosen.tolist()]
+    def _some_lines(self, sentences: int) -> list[Sequence[str]]:
+        """Lines of at least as many sentences, the same for every row."""
+        order = np.random.default_rng(0).permutation(len(self.lines)).tolist()
+        ends = np.cumsum([0, *(len(self.lines[i]) for i in order)])
+        if ends[-1] < sentences:
+            raise ConfigError(f"a row learns from {sentences} sentences, and --text has {ends[-1]}")
+        return [self.lines[i] for i in order[: np.searchsorted(ends, sentences)]]
 
     def _tagged(self, init: Path, recipe: Recipe, data: CaptionData, to: Path) -> Path:
         """The checkpoint `init` with tags for the decoder to look at."""

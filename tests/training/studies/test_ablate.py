@@ -281,7 +281,7 @@ def test_rows_that_read_first_or_look_at_tags(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, TABLE + MEANS))
     read_first, tagged = table.rows[-2:]
     assert (table.section(read_first), table.section(tagged)) == ("sets", "steps")
-    sentences = [f"a purple horse of {i} hands" for i in range(40)]
+    sentences = [(f"a purple horse of {i} hands", f"a horse of {i}") for i in range(20)]
     bench = Bench(table, data, tmp_path / "runs", tmp_path / "cache", CPU, tmp_path / "ablation.json", sentences)
     base, read, looking = (bench.run(row) for row in (table.rows[0], read_first, tagged))
     assert base.interval is None
@@ -293,7 +293,7 @@ def test_rows_that_read_first_or_look_at_tags(tmp_path: Path) -> None:
     assert "purple" in load_captioner(bench.model("read first")).vocabulary.words
     assert load_captioner(bench.model("more, looking at tags")).config.decoder.tag_slots == 2
     with pytest.raises(ConfigError, match="a row learns from 30 sentences, and --text has 0"):
-        replace(bench, runs=tmp_path / "other", record=tmp_path / "other.json", sentences=())._run(read_first)
+        replace(bench, runs=tmp_path / "other", record=tmp_path / "other.json", lines=())._run(read_first)
 
 
 def test_an_interval_is_of_pictures_in_pairs_and_sets_by_their_weight(tmp_path: Path) -> None:
