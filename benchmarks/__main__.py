@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from benchmarks import ROOT, report
 from benchmarks.load import BEAM
 from benchmarks.machine import machine
-from benchmarks.sections import clients, costs, engines, instructions, large_jpeg, parts, servers, start_up
+from benchmarks.sections import clients, costs, engines, event_loop, instructions, large_jpeg, parts, servers, start_up
 from benchmarks.subject import FULL, QUICK, Subject
 from benchmarks.timing import PROGRESS
 
@@ -25,6 +26,7 @@ SECTIONS: Mapping[str, Callable[[Subject], Any]] = {
     "instructions": instructions.run,
     "servers": servers.run,
     "parts": parts.run,
+    "event_loop": event_loop.run,
     "costs": costs.run,
     "clients": clients.run,
     "large_jpeg": large_jpeg.run,
@@ -40,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=tuple(SECTIONS), default=tuple(SECTIONS), help="measure just these"
     )
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.json, .md and the plot")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write docs/benchmarks.json, .md and the plot; what earlier runs measured here of the same stays",
+    )
     options = parser.parse_args(arguments)
 
     subject = Subject(QUICK if options.quick else FULL, options.pictures)
@@ -60,10 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {**earlier, **about} if about.items() <= earlier.items() else about
     for section in options.only:
         print(section, end=" ", file=PROGRESS, flush=True)
+        begun = time.monotonic()
         if section == "servers":
             results["one_client"], results["sixteen_clients"], results["overhead"] = servers.run(subject)
         else:
             results[section] = SECTIONS[section](subject)
+        print(f"{section} took {time.monotonic() - begun:.0f} s", file=PROGRESS, flush=True)
     if options.write:
         report.BENCHMARKS.write_text(json.dumps([results, *others], indent=1) + "\n")
     print(report.markdown([results]))

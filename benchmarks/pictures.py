@@ -31,10 +31,10 @@ def drawn(count: int, width: int, height: int) -> Iterator[Image.Image]:
         yield Image.fromarray(np.clip(np.asarray(soft, np.float32) + noise, 0, 255).astype(np.uint8))
 
 
-def jpeg(image: Image.Image) -> bytes:
-    """`image` as a JPEG of ordinary quality."""
+def jpeg(image: Image.Image, quality: int = 88) -> bytes:
+    """`image` as a JPEG, by default of ordinary quality."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=88)
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

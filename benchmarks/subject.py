@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from benchmarks.pictures import read_pictures
 from benchmarks.timing import Sample, timed
 from model import images
 from model.caption import Caption
+from model.config import SearchConfig
 from model.runtime import load_engine, openvino_engine
 from model.runtime.engine import Precision
 
@@ -47,10 +48,14 @@ class Subject:
         self.source = source
         self.files = read_pictures(source, 16)
         self.engine = load_engine(WEIGHTS, device="cpu", engine="openvino", precision=precision)
-        self.search = replace(self.engine.config.search, beam_size=BEAM)
+        self.search = self.with_beam(BEAM)
         self.size = self.engine.config.preprocess.size
         self.pixels = np.stack([self.prepare(data) for data in self.files])
         self.tokens = round(statistics.mean(len(found[0].tokens) for found in self.caption(self.pixels)))
+
+    def with_beam(self, beam: int) -> SearchConfig:
+        """The release's search, with another beam."""
+        return replace(self.engine.config.search, beam_size=beam)
 
     def caption(self, pixels: Any) -> list[list[Caption]]:
         """The engine's captions of a batch."""
@@ -77,3 +82,9 @@ class Subject:
             return Sample(sample.wall / pictures, sample.cpu / pictures)
 
         return run
+
+
+def same_captions(texts: Mapping[str, Sequence[str]], reference: str) -> dict[str, int]:
+    """Of how many pictures each contender's caption is the one of `reference`."""
+    right = texts[reference]
+    return {name: sum(text == other for text, other in zip(mine, right, strict=True)) for name, mine in texts.items()}

@@ -54,7 +54,8 @@ def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
             return timed(lambda: [subject.caption(subject.prepare(file)[None]) for file in subject.files[:one]])
 
         single = interleaved(at(1, one), subject.budget.rounds)
-        crowd = interleaved(at(16, many), max(3, subject.budget.rounds // 3))
+        slow = dict.fromkeys(("tutorial", "litserve-torch"), max(2, subject.budget.rounds // 8))
+        crowd = interleaved(at(16, many), max(3, subject.budget.rounds // 3), slow)
         # HTTP against the bare engine on the same pictures: in turns as well.
         turns = {OURS: engine, "file": from_file, "http": at(1, one)[OURS]}
         both = interleaved(turns, subject.budget.rounds)
