@@ -205,7 +205,7 @@ class Guard:
         job.costly = True
         self._costly = deque(other for other in self._costly if other.wanted)
         if len(self._costly) >= self.max_costly:
-            self.metrics.rejected.labels("dear_pictures").inc()
+            self.metrics.rejected.labels("costly_pictures").inc()
             _fail(job, Overloaded("too many pictures that take long are waiting already"))
         elif first:
             self._costly.appendleft(job)

@@ -233,7 +233,7 @@ def test_a_picture_that_nobody_waits_for_leaves_the_queues_at_once() -> None:
     run(test)
 
 
-def test_dear_pictures_all_get_their_turn_and_too_many_are_refused() -> None:
+def test_costly_pictures_all_get_their_turn_and_too_many_are_refused() -> None:
     costly = many_scans(1000, 300)
 
     async def test() -> None:
