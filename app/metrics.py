@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -49,7 +50,8 @@ class Metrics:
             "caption_model_info", "1, labelled with the model being served.",
             ["name", "version", "engine", "device"], multiprocess_mode="max", registry=r,
         )  # fmt: skip
-        if MULTIPROCESS in os.environ:
+        if folder := os.environ.get(MULTIPROCESS):
+            Path(folder, f"{os.getpid()}.pid").touch()
             self.registry = CollectorRegistry()
             MultiProcessCollector(self.registry)  # type: ignore[no-untyped-call]
         else:
@@ -62,8 +64,8 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, as Prometheus scrapes it; gauges of workers that died are dropped first."""
         if folder := os.environ.get(MULTIPROCESS):
-            for name in os.listdir(folder):
-                pid = name.rsplit("_", 1)[-1].removesuffix(".db")
-                if name.startswith("gauge_live") and not os.path.exists(f"/proc/{pid}"):
-                    mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+            for worker in Path(folder).glob("*.pid"):
+                if not Path("/proc", worker.stem).exists():
+                    mark_process_dead(int(worker.stem))  # type: ignore[no-untyped-call]
+                    worker.unlink(missing_ok=True)  # others render too
         return generate_latest(self.registry)

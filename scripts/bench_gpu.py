@@ -29,6 +29,7 @@ from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from model.captioner import Captioner  # noqa: E402
 from model.runtime.engine import Device  # noqa: E402
 from model.runtime.torch_engine import TorchEngine  # noqa: E402
 
@@ -108,10 +109,15 @@ def pictures(count: int, size: int) -> NDArray[np.uint8]:
     return made
 
 
+def captioner(engine: TorchEngine) -> Captioner:
+    """The engine's own, whose parts are timed and compiled here."""
+    return engine._captioner  # noqa: SLF001
+
+
 @contextmanager
 def made_faster(engine: TorchEngine, mode: str) -> Iterator[None]:
     """The engine's encoder and its decoder's step compiled; for `graphs` also replayed as CUDA graphs."""
-    encoder, decoder = engine._captioner.encoder, engine._captioner.decoder
+    encoder, decoder = captioner(engine).encoder, captioner(engine).decoder
     if mode != "eager":
         how = "reduce-overhead" if mode == "graphs" else "default"
         encoder.forward = torch.compile(type(encoder).forward.__get__(encoder), mode=how)  # type: ignore[method-assign]
@@ -156,8 +162,8 @@ def floor(bench: Bench, engine: TorchEngine) -> dict[str, Any]:
     size = engine.config.preprocess.size
     x = torch.zeros(1, 3, size, size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        engine._captioner.encoder(x)
-    weights = sum(p.numel() * p.element_size() for p in engine._captioner.encoder.parameters())
+        captioner(engine).encoder(x)
+    weights = sum(p.numel() * p.element_size() for p in captioner(engine).encoder.parameters())
     arithmetic, reading = 1000 * batch * counter.get_total_flops() / rate, 1000 * weights / bandwidth
     encode = bench.milliseconds(lambda: engine.encode(pictures(batch, size)))
     return {

@@ -139,6 +139,17 @@ def until(what: Callable[[], bool], seconds: float = 600) -> float:
     return time.monotonic() - began
 
 
+def patiently(call: Callable[[], object], tries: int = 10) -> None:
+    """Call again what gives Ray's proxy a minute to start, without an option for more: busy machines take longer."""
+    for left in reversed(range(tries)):
+        try:
+            call()
+            return
+        except TimeoutError:
+            if not left:
+                raise
+
+
 def answers(address: Address) -> bool:
     """Whether a picture gets a caption there."""
     try:
@@ -155,16 +166,14 @@ class Cluster:
         import ray
         from ray import serve
         from ray.cluster_utils import Cluster as Nodes
-        from ray.serve._private import api
 
-        # Seconds that a busy machine may take to start the proxy; there is no option for it.
-        setattr(api, "HTTP_PROXY_TIMEOUT", 600)  # noqa: B010 (the name is not exported)
         self.port = free_port()
         memory = 100_000_000
         self.nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
         self.more = [self.add() for _ in range(nodes)]
         ray.init(address=self.nodes.address, log_to_driver=False)
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
+        http = {"host": "127.0.0.1", "port": self.port}
+        patiently(lambda: serve.start(proxy_location="HeadOnly", http_options=http))
 
     def add(self) -> Any:
         """One node more."""
@@ -180,7 +189,7 @@ class Cluster:
         if replicas:
             options |= {"num_replicas": replicas, "autoscaling_config": None}
         deployment = Captions.options(**options)  # type: ignore[attr-defined]
-        serve.run(deployment.bind(arguments), name=name, route_prefix=f"/{name}")
+        patiently(lambda: serve.run(deployment.bind(arguments), name=name, route_prefix=f"/{name}"))
         return Address(self.port, f"/{name}/caption")
 
     def clear(self, keep: set[str]) -> None:

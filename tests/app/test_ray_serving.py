@@ -32,16 +32,15 @@ RUN = """
 import sys, time
 import ray
 from ray import serve
-from ray.serve._private import api
 from app.ray_serving import Arguments, build
-
-api.HTTP_PROXY_TIMEOUT = 600  # seconds that a busy machine may take to start the proxy
+from scripts.ray_cluster import patiently
 
 ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+http = {"host": "127.0.0.1", "port": int(sys.argv[1])}
+patiently(lambda: serve.start(proxy_location="HeadOnly", http_options=http))
 for name, split in (("whole", False), ("split", True)):
     arguments = Arguments(split=split, settings={"max_upload_mb": 1, "decode_workers": 2})
-    serve.run(build(arguments), name=name, route_prefix=f"/{name}")
+    patiently(lambda: serve.run(build(arguments), name=name, route_prefix=f"/{name}"))
 print("serving", ray.nodes()[0]["MetricsExportPort"], flush=True)
 sys.stdin.read()
 serve.shutdown()
