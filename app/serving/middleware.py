@@ -29,7 +29,7 @@ logger = logging.getLogger("app.access")
 # a refused body is received and dropped if it is this small, and else for this long, then cut off.
 DROPPED_BYTES = 128_000_000
 LINGER_BYTES, LINGER_SECONDS = 8_000_000, 1.0
-REFUSAL = "caption.refusal"  # an ASGI extension: the `ServiceError` for which app.serving.server refuses a connection
+REFUSAL = "caption.refusal"  # an ASGI extension: the `ServiceError` for which app.serving.protocol refuses a connection
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 # Names that no stranger can point at an address: without a dot, or below one that public DNS does not have.

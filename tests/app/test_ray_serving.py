@@ -95,11 +95,6 @@ def client(request: pytest.FixtureRequest, running: Running) -> Iterator[httpx.C
         yield made
 
 
-@pytest.fixture(scope="module")
-def sample() -> bytes:
-    return (ROOT / "app" / "static" / "sample.jpg").read_bytes()
-
-
 def test_a_replica_captions_as_the_engine_does(client: httpx.Client, sample: bytes) -> None:
     from PIL import Image
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.settings import DEFAULT_MODEL
-from tests.e2e.conftest import ROOT, Start
+from tests.app.live import ROOT, Start
 from tests.pictures import plain
 
 SERVE = ["-m", "app", "--device", "cpu"]

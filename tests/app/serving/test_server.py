@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -16,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
-from app.serving.middleware import SECURITY_HEADERS
+from app.serving.server import _Supervisor
 from app.settings import Settings
 from benchmarks.pictures import many_scans
-from tests.e2e.conftest import Server, Start
+from tests.app.live import Server, Start, inherited
 from tests.pictures import plain
 
 GREEN = plain((16, 200, 40))
@@ -57,6 +61,15 @@ def until(condition: object, seconds: float = 60) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.02)
+
+
+def test_uvicorn_has_what_is_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    theirs = Multiprocess(uvicorn.Config(lambda: None, workers=2), [])
+    assert [name for name in inherited(_Supervisor) if not hasattr(theirs, name)] == []
+    assert list(inspect.signature(Process.is_ready).parameters) == ["self", "timeout"]
+    assert isinstance(Process.exitcode, property)
+    assert list(inspect.signature(uvicorn.Server.startup).parameters) == ["self", "sockets"]
 
 
 def test_it_says_where_it_is_and_what_to_try(start: Start) -> None:
@@ -114,7 +127,7 @@ def test_killing_one_of_two_workers(start: Start) -> None:
         return found
 
     until(lambda: len(workers()) == 2)
-    until(lambda: _answers(server))
+    until(lambda: answers(server))
     before, stop = workers(), threading.Event()
     outcomes: list[list[bool]] = [[] for _ in range(4)]
 
@@ -144,115 +157,11 @@ def test_killing_one_of_two_workers(start: Start) -> None:
     assert not psutil.pid_exists(max(before))
 
 
-def _answers(server: Server) -> bool:
+def answers(server: Server) -> bool:
     try:
         return post(server).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def test_a_slow_header_is_timed_out(start: Start) -> None:
-    server = start(header_timeout=0.5)
-    for beginning in (b"", b"POST /capt", b"\r\n", request(b"", "/health/live", "GET") + b"GET /hea"):
-        with connect(server) as connection:
-            connection.sendall(beginning)
-            answer = read_all(connection)  # ends, because the server closes
-            assert b"408 Request Timeout" in answer or beginning.startswith(b"POST /caption HTTP") or b" 200 " in answer
-
-
-def test_headers_without_end_are_refused(start: Start) -> None:
-    server = start()
-    with connect(server) as connection:
-        with contextlib.suppress(ConnectionError):
-            connection.sendall(b"GET / HTTP/1.1\r\nX: ")
-            for _ in range(100):
-                connection.sendall(b"a" * 10_000)
-        answer = read_all(connection)
-    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
-    problem = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert (problem["status"], problem["code"]) == (431, "headers_too_large")
-    assert post(server).status_code == 200
-
-
-def talk(server: Server, data: bytes) -> tuple[bytes, dict[str, str], bytes]:
-    """The first line, headers and body of what comes back for `data` until the server closes."""
-    with connect(server) as connection:
-        with contextlib.suppress(ConnectionError):
-            connection.sendall(data)
-        head, _, rest = read_all(connection).partition(b"\r\n\r\n")
-    first, *lines = head.split(b"\r\n")
-    return first, {k.lower(): v for k, _, v in (line.decode().partition(": ") for line in lines)}, rest
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_refused_below_the_application_is_answered_like_the_rest(start: Start, workers: int) -> None:
-    server = start(workers=workers, header_timeout=3)
-    for data, status, code, name in (
-        (b"\x16\x03\x01 is this TLS?\r\n\r\n", 400, "bad_request", None),
-        (request(b"", "a:1", "CONNECT"), 400, "bad_request", None),
-        (request(b"0\r\n\r\n", extra="Transfer-Encoding: chunked\r\n"), 400, "bad_request", None),
-        (
-            request(b"", extra=f"X-Request-ID: large\r\nX: {'a' * 70_000}\r\n"),
-            431,
-            "headers_too_large",
-            "large",
-        ),  # in one read
-        (request(b"", extra="X-Request-ID: slow\r\nX: ")[:-4], 408, "header_timeout", "slow"),
-    ):
-        first, headers, rest = talk(server, data)
-        problem = json.loads(rest)
-        assert first.startswith(b"HTTP/1.1 %d " % status)
-        assert (problem["status"], problem["code"]) == (status, code)
-        assert headers["content-type"] == "application/problem+json"
-        assert headers["x-request-id"] == problem["request_id"]
-        assert {header.lower() for header in SECURITY_HEADERS} <= set(headers)
-        if name:
-            assert problem["request_id"] == name
-        until(lambda id=problem["request_id"]: any(id in line for line in server.lines))  # type: ignore[misc]
-        [line] = [line for line in server.logs() if line["request_id"] == problem["request_id"]]
-        assert (line["status"], line["code"], line["client"]) == (status, code, "127.0.0.1")
-    metrics = httpx.get(f"{server.url}/metrics").text
-    for status, count in ((400, 3), (408, 1), (431, 1)):
-        labels = f'method="other",route="other",status="{status}"'
-        assert f"caption_http_requests_total{{{labels}}} {count}.0" in metrics
-
-
-@pytest.mark.parametrize("extra", ["", "Transfer-Encoding: chunked\r\n"])
-def test_a_request_to_upgrade_is_ignored_and_the_body_is_the_body(start: Start, extra: str) -> None:
-    server = start()
-    upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
-    asked = request(GREEN, extra=upgrade + extra)
-    if extra:
-        asked = asked.replace(b"Content-Length: %d\r\n" % len(GREEN), b"")
-        asked = asked.replace(GREEN, b"%x\r\n%b\r\n0\r\n\r\n" % (len(GREEN), GREEN))
-    last = request(b"", "/health/live", "GET", "Connection: close\r\n")
-    with connect(server) as connection:
-        connection.sendall(asked + asked)
-        for byte in asked:  # and in the smallest pieces
-            connection.sendall(bytes([byte]))
-        connection.sendall(last)
-        answer = read_all(connection).decode()
-    caption = post(server).json()["caption"]
-    assert re.findall(r'\{"caption":"([^"]+)"', answer) == [caption] * 3
-    assert answer.count("HTTP/1.1 200 OK") == 4
-    # A body that looks like a request is not one.
-    with connect(server) as connection:
-        connection.sendall(request(last, extra=upgrade.replace("Upgrade, ", "Upgrade, close, ")))
-        answer = read_all(connection).decode()
-    assert answer.count("HTTP/1.1 ") == answer.count("HTTP/1.1 415 ") == 1
-
-
-def test_a_refusal_waits_for_the_answer_before_it(start: Start) -> None:
-    server = start(fake_seconds=0.2)
-    _, _, rest = talk(server, request(GREEN) + b"\x16\x03\x01 is this TLS?\r\n\r\n")
-    assert rest.index(b'{"caption":') < rest.index(b"HTTP/1.1 400 ")
-
-
-def test_trailers_are_bounded(start: Start) -> None:
-    server = start()
-    head = b"POST /caption HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
-    first, _, _ = talk(server, head + b"X: " + b"a" * 400_000)
-    assert first.startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_slow_body_is_timed_out(start: Start) -> None:
@@ -311,46 +220,6 @@ def test_expect_100_continue_is_refused_before_the_body(start: Start) -> None:
     assert b"100 Continue" not in answer
 
 
-def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
-    server = start()
-    colours = [(16, 200, 40), (200, 16, 40), (40, 16, 200)]
-    alone = [post(server, plain(colour)).json()["caption"] for colour in colours]
-    with connect(server) as connection:
-        connection.sendall(b"".join(request(plain(colour)) for colour in colours[:-1]))
-        connection.sendall(request(plain(colours[-1]), extra="Connection: close\r\n"))
-        answer = read_all(connection).decode()
-    assert re.findall(r'\{"caption":"([^"]+)"', answer) == alone
-
-
-def test_connections_are_bounded(start: Start) -> None:
-    server = start(max_connections=3)
-    held = [connect(server) for _ in range(3)]
-    with connect(server) as fourth:
-        answer = read_all(fourth)
-    assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"retry-after" in answer
-    for connection in held:
-        connection.close()
-    until(lambda: _answers(server))
-
-
-def test_an_idle_connection_makes_room_for_a_new_one(start: Start) -> None:
-    server = start(max_connections=2)
-    held = [connect(server) for _ in range(2)]
-    for connection in held:
-        connection.sendall(request(b"", "/health/live", "GET"))
-        answer = b""
-        while not answer.endswith(b'{"status":"ok"}'):
-            answer += connection.recv(65536)
-        until(lambda: len(server.lines) > held.index(connection))  # noqa: B023  # run at once
-    assert httpx.get(f"{server.url}/health/live", timeout=TIMEOUT).status_code == 200
-    assert read_all(held[0]) == b""
-    held[1].sendall(request(b"", "/health/live", "GET", "Connection: close\r\n"))
-    assert read_all(held[1]).startswith(b"HTTP/1.1 200 ")
-    for connection in held:
-        connection.close()
-
-
 def test_a_connection_is_kept_for_longer_than_proxies_keep_theirs() -> None:
     assert Settings().keep_alive > 120  # Caddy's two minutes; nginx has 60 seconds, Go and Traefik 90
 
@@ -386,17 +255,6 @@ def test_every_interface_is_those_of_ipv4_too(start: Start) -> None:
     assert server.terminate() == 0
     until(lambda: len(server.lines) == 2)
     assert [line["client"] for line in server.logs()] == ["192.0.2.7", "::1"]
-
-
-def test_garbage_and_hang_ups_leave_it_well(start: Start) -> None:
-    server = start()
-    for i in range(30):
-        with connect(server) as connection:
-            connection.sendall((b"\x16\x03\x01" + bytes(range(256)), request(GREEN)[: 60 + i], request(GREEN))[i % 3])
-    assert post(server).status_code == 200
-    until(lambda: "caption_admitted_pictures 0.0" in httpx.get(f"{server.url}/metrics").text)
-    assert server.terminate() == 0
-    assert not [line for line in server.logs() if line["level"] in ("error", "critical")]
 
 
 def test_sigterm_to_the_whole_group_fails_nothing_and_ends_in_time_whatever_is_decoded(start: Start) -> None:

@@ -1,20 +1,23 @@
-"""Live servers, each in a process of its own."""
+"""Live servers, each in a process of its own; and what a server takes from the package that it is built on."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 ROOT = Path(__file__).parents[2]
 FAKE = (
@@ -49,9 +52,9 @@ class Server:
 Start = Callable[..., Server]
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts a server on a free port: around the fake engine, or by `command`; settings as CAPTION_* in lower case."""
+@contextmanager
+def starting() -> Iterator[Start]:
+    """Starts servers on free ports: around the fake engine, or by `command`; settings as CAPTION_* in lower case."""
     servers: list[tuple[Server, threading.Thread]] = []
 
     def run(command: list[str] | None = None, **settings: object) -> Server:
@@ -88,7 +91,13 @@ def start() -> Iterator[Start]:
             pipe.close()
 
 
-@pytest.fixture(scope="session")
-def sample() -> bytes:
-    """The picture of our own making that ships with the page."""
-    return (ROOT / "app" / "static" / "sample.jpg").read_bytes()
+def inherited(cls: type) -> set[str]:
+    """What a class overrides, and what its methods use of `self` that it does not have from itself."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    used = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    ]
+    own = {node.attr for node in used if isinstance(node.ctx, ast.Store) and node.attr.startswith("_")}
+    return ({node.attr for node in used} | vars(cls).keys()) - own - {name for name in vars(cls) if name[0] == "_"}

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-import caption_client
-
 INTERRUPT_AT = """
 import sys
 
@@ -26,10 +24,3 @@ run()
 def test_an_interruption_while_modules_load_is_no_traceback(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPT_AT, module], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
-
-
-def test_everything_public_is_there() -> None:
-    for name in caption_client.__all__:
-        assert getattr(caption_client, name).__name__ == name
-    with pytest.raises(AttributeError, match="nothing"):
-        caption_client.nothing  # noqa: B018
