@@ -203,14 +203,6 @@ def test_the_memory_limit_is_what_the_default_settings_need() -> None:
     assert (COMPOSE["mem_limit"], COMPOSE["memswap_limit"]) == (limit, limit)
 
 
-def test_more_of_anything_needs_more_memory() -> None:
-    needed = needed_mb(Settings(), 2)
-    for name, value in (("workers", 2), ("threads", 4), ("decode_workers", 5), ("upload_memory_mb", 512),
-                        ("decode_memory_mb", 2048)):  # fmt: skip
-        assert needed_mb(Settings(**{name: value}), 2) > needed, name  # type: ignore[arg-type]
-    assert needed_mb(Settings(), 64) == needed_mb(Settings(), 8)  # threads beyond that hold no copy
-
-
 def test_containers_set_only_settings_that_exist() -> None:
     known = {f"CAPTION_{name.upper()}" for name in Settings.model_fields}
     used = set(re.findall(r"^\s+(CAPTION_\w+)=", DOCKERFILE, re.M)) | set(

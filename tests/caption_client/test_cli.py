@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 import caption_client
 from app import local
@@ -60,10 +59,6 @@ def folder(tmp_path: Path) -> Path:
     for other in ("notes.txt", ".d.png", ".hidden/e.png"):
         (folder / other).write_bytes(b"no picture")
     return folder
-
-
-def read(name: str) -> bytes:
-    return Path(name).read_bytes()
 
 
 def said(colour: tuple[int, int, int], rank: int = 0) -> str:
@@ -370,26 +365,6 @@ def test_one_bad_picture_does_not_fail_its_batch(
     assert rows[1]["error"] == "the model failed on this picture"
 
 
-def test_many_pictures_are_read_only_a_little_ahead(engine: FakeEngine, tmp_path: Path) -> None:
-    """Constant memory: however many pictures there are, few are open, and the engine gets whole batches."""
-    path = tmp_path / "a.png"
-    path.write_bytes(plain(COLOURS[0]))
-    taken = 0
-
-    def names() -> Iterator[str]:
-        nonlocal taken
-        for _ in range(1000):
-            taken += 1
-            yield str(path)
-
-    outcomes = local.outcomes(names(), read, engine, engine.config.search, CaptionParams(), 10**6)
-    for done, _ in enumerate(itertools.islice(outcomes, 500), 1):
-        assert taken - done < 4 * local.BATCH
-    outcomes.close()  # type: ignore[attr-defined]
-    assert set(engine.batches) == {local.BATCH}
-    assert taken < 600
-
-
 def test_explain_writes_a_page(engine: FakeEngine, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "why.html"
     assert cli.main([str(folder), "--explain", str(out)]) == cli.FAILED
@@ -682,13 +657,3 @@ def test_names_need_not_be_utf8(folder: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert cli.main([name.decode(errors="surrogateescape"), "--json", "-o", str(out), "--skip-existing"]) == cli.OK
     assert len(out.read_bytes().splitlines()) == 1
-
-
-def test_an_oriented_picture_keeps_its_size_in_the_answer(engine: FakeEngine, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "turned.jpg"
-    Image.new("RGB", (30, 20)).save(path, exif=exif)
-    [outcome] = local.outcomes([str(path)], read, engine, engine.config.search, CaptionParams(), 10**6)
-    assert outcome.image is not None
-    assert (outcome.image.width, outcome.image.height) == (20, 30)

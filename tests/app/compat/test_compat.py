@@ -5,9 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from starlette.routing import compile_path
 from starlette.testclient import TestClient
@@ -15,7 +13,7 @@ from starlette.testclient import TestClient
 from app.compat import PATHS
 from app.main import create_app
 from app.settings import PROTOCOLS, Settings
-from tests.app.compat.conftest import CAPTION, GREEN, KEY
+from tests.app.compat.conftest import CAPTION, GREEN
 from tests.app.fakes import FakeEngine
 
 ROOT = Path(__file__).parents[3]
@@ -49,37 +47,3 @@ def test_the_first_request_is_answered_as_the_second_is() -> None:
         answers = [client.post("/", content=GREEN, headers={"Content-Type": "image/jpeg"}).json() for _ in range(2)]
         assert answers == [[{"generated_text": CAPTION}]] * 2
         assert client.get("/").headers["content-type"].startswith("text/html")
-
-
-def _says(told: Any, name: str) -> str:
-    """What an error of this protocol says, from where its clients look."""
-    said: str = told["error"]["message"] if name in ("openai", "azure") else told["error"]
-    return said
-
-
-@pytest.mark.parametrize(
-    ("name", "method", "path", "status"),
-    [
-        ("openai", "POST", "/v1/embeddings", 404),
-        ("openai", "GET", "/v1/chat/completions", 405),
-        ("ollama", "POST", "/api/pull", 404),
-        ("photoprism", "POST", "/api/v1/vision/nsfw", 404),
-        ("azure", "POST", "/computervision/retrieval:vectorizeImage", 404),
-        ("oip", "GET", "/v2/models/fake/config", 404),
-        ("huggingface", "GET", "/models/fake", 405),
-    ],
-)
-def test_what_is_not_done_here_is_an_error_of_the_protocol(
-    url: str, name: str, method: str, path: str, status: int
-) -> None:
-    answer = httpx.request(method, url + path, headers={"X-API-Key": KEY})
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/json"
-    assert f"{method} {path} is not among what can be done here" in _says(answer.json(), name)
-    assert (answer.headers.get("allow") is not None) == (status == 405)
-
-
-def test_elsewhere_and_where_a_protocol_is_switched_off_it_is_a_problem() -> None:
-    with TestClient(create_app(Settings(compat="openai"), FakeEngine())) as client:  # type: ignore[arg-type]
-        for path in ("/nowhere", "/api/pull", "/v2"):
-            assert client.post(path).headers["content-type"] == "application/problem+json"

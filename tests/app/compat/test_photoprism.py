@@ -7,9 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.testclient import TestClient
 
-from app.compat import protocol
 from tests.app.compat.conftest import CAPTION, GREEN, KEY
 
 URL = "data:image/jpeg;base64," + base64.b64encode(GREEN).decode()
@@ -51,11 +49,3 @@ def test_errors_have_its_shape(url: str, path: str, asked: Any, status: int, wor
 
 def test_a_key_is_needed(url: str) -> None:
     assert post(url, key="wrong", images=[URL]).status_code == 401
-
-
-def test_labels_are_the_tags(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "tags", lambda answer: [("dog", 0.75), ("ball", 0.5)])
-    labels = client.post("/api/v1/vision/labels", json={"images": [URL]}).json()["result"]["labels"]
-    assert [(one["name"], one["confidence"]) for one in labels] == [("dog", 0.75), ("ball", 0.5)]
-    azure = client.post("/computervision/imageanalysis:analyze?features=tags", content=GREEN).json()
-    assert azure["tagsResult"]["values"][0] == {"name": "dog", "confidence": 0.75}

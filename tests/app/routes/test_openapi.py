@@ -16,7 +16,6 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from app.errors import ClientGone, ServiceError, problem
 from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngine
@@ -45,16 +44,3 @@ def test_the_service_keeps_to_its_document(case: schemathesis.Case) -> None:
     # The page, at GET /, is no part of the document, but POST / is.
     excluded = [positive_data_acceptance, *([unsupported_method] if case.path == "/" else [])]
     case.call_and_validate(checks=[check for check in CHECKS if check not in excluded], excluded_checks=excluded)
-
-
-def test_every_status_of_the_service_is_documented() -> None:
-    paths = app.openapi()["paths"]
-    ours = {str(error.status) for error in ServiceError.__subclasses__() if error is not ClientGone}
-    for path in ("/caption", "/captions"):
-        documented = paths[path]["post"]["responses"]
-        assert set(documented) == ours | {"200", "500"}
-        for status in ours:
-            [(content_type, content)] = documented[status]["content"].items()
-            assert content_type == "application/problem+json"
-            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
-    assert set(app.openapi()["components"]["schemas"]["Problem"]["required"]) == set(problem(404, "x", "y", "z"))

@@ -37,14 +37,6 @@ def test_every_answer_has_the_security_headers(client: TestClient, path: str) ->
     assert "server" not in headers
 
 
-def test_errors_of_the_framework_are_problems_too(client: TestClient) -> None:
-    for answer, status in ((client.get("/nowhere"), 404), (client.get("/caption"), 405), (client.post("/model"), 405)):
-        assert (answer.status_code, answer.json()["status"]) == (status, status)
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.json()["request_id"] == answer.headers["x-request-id"]
-    assert client.get("/caption").headers["allow"] == "POST"
-
-
 def test_an_unexpected_error_is_a_problem_that_tells_nothing(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
