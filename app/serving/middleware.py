@@ -117,6 +117,64 @@ class AllowedHosts:
         return self.local and ("." not in host or host.endswith(LOCAL_NAMES))
 
 
+class _Exchange:
+    """A request and its answer as they pass: what is added to the answer, and what is noted of both."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, added: dict[str, str]) -> None:
+        headers = Headers(scope=scope)
+        self._receive, self._send, self._added = receive, send, added
+        self._head = scope["method"] == "HEAD"
+        self._body_read = not _has_body(headers)
+        # A client that was to wait for leave to send its body may never send it.
+        self._drops_body = _declared(headers) <= DROPPED_BYTES and "expect" not in headers
+        self.status, self.sent = 0, 0
+        self.closing = False  # whether the connection ends with this answer, by `close`
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._body_read = self._body_read or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.closing = not self._body_read and not self._drops_body
+            out = MutableHeaders(scope=message)
+            for name, value in self._added.items():
+                out[name] = value
+            present = {name.lower() for name, _ in out.raw}
+            out.raw.extend(header for header in _SECURITY_HEADERS if header[0] not in present)
+            if self.closing:
+                out["Connection"] = "close"
+        else:
+            if self._head:
+                message = {**message, "body": b""}
+            self.sent += len(message.get("body", b""))
+            if self.closing:
+                message = {**message, "more_body": True}  # its end, and with it the close, comes by `close`
+        await self._send(message)
+
+    async def send_problem(self, error: ServiceError, request_id: str) -> None:
+        body = json.dumps(problem(error.status, error.code, error.detail, request_id)).encode()
+        headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        if error.retry_after:
+            headers.append((b"retry-after", str(error.retry_after).encode()))
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def close(self) -> None:
+        """Drop what the client still sends until it has read its answer and stops, or for a moment; then end it."""
+        dropped = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while dropped < LINGER_BYTES:
+                    message = await self._receive()
+                    if not message.get("more_body", False):
+                        break
+                    dropped += len(message["body"])
+        await self._send({"type": "http.response.body", "body": b""})
+
+
 class RequestContext:
     """Pure ASGI, so that streaming and hang-ups pass through untouched.
 
@@ -133,7 +191,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = Headers(scope=scope)
+        headers, method = Headers(scope=scope), scope["method"]
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
@@ -142,66 +200,42 @@ class RequestContext:
         if span:
             tracing.current.set(span)
         trace = tracing.trace(span) if span else _trace(headers)
-        asked = scope
-        if scope["method"] == "HEAD":
+        added = {"X-Request-ID": request_id} | ({"traceparent": trace["traceparent"]} if trace else {})
+        exchange = _Exchange(scope, receive, send, added)
+        if method == "HEAD":
             scope = {**scope, "method": "GET"}
-        status, body_read, closing, sent = 0, not _has_body(headers), False, 0
+        try:
+            await self._answer(scope, exchange)
+        finally:
+            seconds = time.perf_counter() - started
+            route = self._note(scope, method, exchange.status, seconds, exchange.sent, state, trace)
+            if self.tracer and span:
+                self.tracer.ended(span, method, route, exchange.status)
+        if exchange.closing:
+            await exchange.close()
 
-        async def receive_and_note() -> Message:
-            nonlocal body_read
-            message = await receive()
-            body_read = body_read or not message.get("more_body", False)
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status, closing, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                out = MutableHeaders(scope=message)
-                out["X-Request-ID"] = request_id
-                if trace:
-                    out["traceparent"] = trace["traceparent"]
-                present = {name.lower() for name, _ in out.raw}
-                out.raw.extend(header for header in _SECURITY_HEADERS if header[0] not in present)
-                # A client that was to wait for leave to send its body may never send it.
-                closing = not body_read and (_declared(headers) > DROPPED_BYTES or "expect" in headers)
-                if closing:
-                    out["Connection"] = "close"
-            else:
-                if asked["method"] == "HEAD":
-                    message = {**message, "body": b""}
-                sent += len(message.get("body", b""))
-                if closing:
-                    message = {**message, "more_body": True}  # its end, and with it the close, comes below
-            await send(message)
-
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        """Answer by the application, or by a problem where it cannot."""
+        state = scope["state"]
+        request_id = state["request_id"]
         try:
             if refusal := scope.get("extensions", {}).get(REFUSAL):
                 raise refusal
-            await self.app(scope, receive_and_note, send_with_headers)
+            await self.app(scope, exchange.receive, exchange.send)
         except ServiceError as error:  # raised before the routes
             state["code"] = error.code
-            await _send_problem(send_with_headers, error, request_id)
+            await exchange.send_problem(error, request_id)
         except asyncio.CancelledError:
-            if not status:  # the grace time is over
+            if not exchange.status:  # the grace time is over
                 stopping = NotReady("the service is stopping")
                 state["code"] = stopping.code
-                await _send_problem(send_with_headers, stopping, request_id)
+                await exchange.send_problem(stopping, request_id)
             raise
         except Exception:
             logger.exception("unexpected error", extra={"fields": {"request_id": request_id}})
-            if status:
+            if exchange.status:
                 raise
-            unexpected = ServiceError("an unexpected error; it is logged")
-            await _send_problem(send_with_headers, unexpected, request_id)
-        finally:
-            seconds = time.perf_counter() - started
-            route = self._note(scope, asked["method"], status, seconds, sent, state, trace)
-            if self.tracer and span:
-                self.tracer.ended(span, asked["method"], route, status)
-        if closing:
-            await _linger(receive)
-            await send({"type": "http.response.body", "body": b""})
+            await exchange.send_problem(ServiceError("an unexpected error; it is logged"), request_id)
 
     def _note(
         self, scope: Scope, method: str, status: int, seconds: float, sent: int, state: dict[str, Any],
@@ -242,18 +276,6 @@ def _declared(headers: Headers) -> float:
     return int(declared) if declared.isdigit() else float("inf")
 
 
-async def _linger(receive: Receive) -> None:
-    """Drop what the client still sends until it has read its answer and stops, or for a moment."""
-    dropped = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_SECONDS):
-            while dropped < LINGER_BYTES:
-                message = await receive()
-                if not message.get("more_body", False):
-                    return
-                dropped += len(message["body"])
-
-
 def _trace(headers: Headers) -> dict[str, str] | None:
     """The caller's place in a trace, and this request's below it (W3C Trace Context); None without a valid header."""
     given = headers.get("traceparent")
@@ -267,12 +289,3 @@ def _trace(headers: Headers) -> dict[str, str] | None:
         "span_id": span,
         "traceparent": f"00-{found[1]}-{span}-{found[3]}",
     }
-
-
-async def _send_problem(send: Send, error: ServiceError, request_id: str) -> None:
-    body = json.dumps(problem(error.status, error.code, error.detail, request_id)).encode()
-    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    if error.retry_after:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
