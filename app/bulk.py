@@ -33,7 +33,7 @@ from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
 from app.settings import DEFAULT_MODEL, Settings, SettingsError, from_environment
 from caption_client.alt_text import AltText, AltTextError
-from caption_client.cli import positive
+from caption_client.options import positive
 from model.caption import Caption
 from model.checkpoint import open_checkpoint
 from model.errors import CaptionModelError

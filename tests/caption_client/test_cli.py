@@ -19,7 +19,6 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
-import caption_client
 from app import local
 from app.schemas import CaptionParams
 from caption_client import answers, cli, client, dataset, files
@@ -562,16 +561,6 @@ def test_a_wrong_server_is_one_line_at_once(
     assert says in line
 
 
-def test_a_bad_variable_is_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CAPTION_MAX_PIXELS", "many")
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(folder)])
-    assert stopped.value.code == cli.USAGE
-    assert "--max-pixels: invalid" in capsys.readouterr().err
-
-
 def test_an_interruption_at_the_start_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -581,13 +570,6 @@ def test_an_interruption_at_the_start_is_one_line(
     monkeypatch.setattr(local, "load_engine", interrupt)
     assert cli.main([str(folder)]) == cli.INTERRUPTED
     assert capsys.readouterr().err == "caption: interrupted\n"
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["--version"])
-    assert stopped.value.code == cli.OK
-    assert capsys.readouterr().out == f"caption {caption_client.__version__}\n"
 
 
 def test_what_cannot_start_is_one_line(
@@ -602,24 +584,6 @@ def test_what_cannot_start_is_one_line(
     (tmp_path / "empty").mkdir()
     assert cli.main([str(tmp_path / "empty")]) == cli.USAGE
     assert "no pictures found" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["a.png", "--skip-existing"], ["a.png", "--output", "x"], ["a.png", "--json", "--csv"], ["a.png", "-n", "6"],
-        ["a.png", "--temperature", "0"], ["-", "--write-alt", "sidecar"], [], ["--watch", "/"],
-        ["--watch", "/no/such", "--write-alt", "txt"], ["a.png", "--watch", "/", "--write-alt", "txt"],
-        ["a.png", "--parquet"], ["a.png", "--prefix", "x"], ["a.png", "--write-alt", "xmp", "--metadata", "xmp,mp3"],
-        ["a.png", "--write-alt", "xmp", "--prefix", "x"], ["a.png", "--min-tag", "2"],
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == cli.USAGE
-    assert "usage: caption" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("engine")
