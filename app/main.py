@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any
@@ -41,27 +42,13 @@ def create_app(
     metrics = Metrics()
     tracer = tracer or tracing.from_environment()
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded = engine or open_engine(settings)
-        loaded.warm_up()
-        service = CaptionService(settings, loaded, metrics)
-        service.tracer = tracer
-        app.state.service = service
-        await service.start()
-        with _unready_first(service, settings.drain_delay), _start_up_frozen(), _short_turns():
-            yield
-        await service.stop()
-        if tracer:
-            await asyncio.to_thread(tracer.stop)
-
     app = FastAPI(
         title="Image captioning",
         summary="A picture in, its captions out.",
         version="1",
         docs_url=None,  # ours need no internet, see app.routes.page
         redoc_url=None,
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, settings=settings, engine=engine, metrics=metrics, tracer=tracer),
         redirect_slashes=False,  # a redirect would have to know the scheme, the name and the prefix that clients see
     )
     problems.install(app)
@@ -71,6 +58,36 @@ def create_app(
     app.include_router(health.router)
     page.install(app)
     compat.install(app, settings.protocols, guard)
+    _add_middleware(app, settings, metrics, tracer)
+    app.openapi = _with_problem_schema(app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def create_loaded_app() -> FastAPI:
+    """The application of a worker; raises `CaptionModelError` before there is anything to shut down."""
+    settings = from_environment()
+    return create_app(settings, open_engine(settings))
+
+
+@asynccontextmanager
+async def _lifespan(
+    app: FastAPI, settings: Settings, engine: CaptionEngine | None, metrics: Metrics, tracer: tracing.Tracer | None
+) -> AsyncIterator[None]:
+    loaded = engine or open_engine(settings)
+    loaded.warm_up()
+    service = CaptionService(settings, loaded, metrics)
+    service.tracer = tracer
+    app.state.service = service
+    await service.start()
+    with _unready_first(service, settings.drain_delay), _start_up_frozen(), _short_turns():
+        yield
+    await service.stop()
+    if tracer:
+        await asyncio.to_thread(tracer.stop)
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: tracing.Tracer | None) -> None:
+    """What stands before the routes; each before those above it."""
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -79,7 +96,6 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "traceparent"],
             expose_headers=["X-Request-ID", "Retry-After", "traceparent"],
         )
-    # Each stands before those above it.
     local = not settings.allowed_hosts and not settings.keys and _is_loopback(settings.host)
     if local or (settings.allowed_hosts and "*" not in settings.allowed_hosts):
         app.add_middleware(AllowedHosts, names=settings.allowed_hosts, local=local)
@@ -89,14 +105,6 @@ def create_app(
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)
     if trusted or settings.root_path:
         app.add_middleware(ForwardedPrefix, trusted=trusted, root_path=settings.root_path)
-    app.openapi = _with_problem_schema(app.openapi)  # type: ignore[method-assign]
-    return app
-
-
-def create_loaded_app() -> FastAPI:
-    """The application of a worker; raises `CaptionModelError` before there is anything to shut down."""
-    settings = from_environment()
-    return create_app(settings, open_engine(settings))
 
 
 def _is_loopback(host: str) -> bool:
