@@ -158,7 +158,7 @@ def _files(location: str, trouble: Trouble) -> Iterator[str]:
             for suffix in ("tar", "parquet"):
                 yield from sorted(glob.iglob(os.path.join(glob.escape(location), "**", f"*.{suffix}"), recursive=True))
         return
-    base, _, pattern = _split_pattern(location)
+    base, pattern = _split_pattern(location)
     place = Place(base)
     if place.kind() == pa.fs.FileType.File:
         yield location
@@ -171,12 +171,12 @@ def _files(location: str, trouble: Trouble) -> Iterator[str]:
             yield place.url(path)
 
 
-def _split_pattern(location: str) -> tuple[str, str, str]:
-    """s3://bucket/a/*/b.jpg -> s3://bucket/a, /, */b.jpg."""
+def _split_pattern(location: str) -> tuple[str, str]:
+    """s3://bucket/a/*/b.jpg -> s3://bucket/a, */b.jpg."""
     scheme, _, path = location.partition("://")
     parts = path.split("/")
     first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return f"{scheme}://{'/'.join(parts[:first])}", "/", "/".join(parts[first:])
+    return f"{scheme}://{'/'.join(parts[:first])}", "/".join(parts[first:])
 
 
 def _below(filesystem: pa.fs.FileSystem, folder: str) -> Iterator[str]:

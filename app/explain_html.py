@@ -70,7 +70,6 @@ class ExplanationFile:
         self._file.write(f'<script type="application/json" class="explained">{block}</script>\n')
 
     def close(self) -> None:
-        """Write the end."""
         self._file.write(f'</main>\n<script type="module">{self._script}</script>\n</body>\n</html>\n')
         self._file.close()
 

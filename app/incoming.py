@@ -28,7 +28,6 @@ class Incoming:
 
     @property
     def is_json(self) -> bool:
-        """Whether the body says that it is JSON."""
         return uploads.media_type(self.request) == "application/json"
 
     async def image(self) -> uploads.Form:
@@ -43,7 +42,6 @@ class Incoming:
         )
 
     async def raw(self, limit: int) -> bytes:
-        """The body itself."""
         return b"".join([chunk async for chunk in uploads.stream(self.request, limit, self.pace, self.reserve)])
 
     async def json(self, limit: int | None = None) -> JsonBody:

@@ -120,7 +120,6 @@ class Explanations:
         self._file.add(outcome.name, picture.image, (outcome.image.width, outcome.image.height), caption)
 
     def close(self) -> None:
-        """Write the end."""
         self._file.close()
 
 

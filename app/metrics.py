@@ -58,7 +58,6 @@ class Metrics:
             ProcessCollector(registry=r)
 
     def stage(self, name: str, seconds: float) -> None:
-        """Count `seconds` spent in the stage `name`."""
         self.stages.labels(name).observe(seconds)
 
     def render(self) -> bytes:

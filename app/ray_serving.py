@@ -165,7 +165,6 @@ class Engine:
         return [answer.captions for answer in answers], np.stack([answer.tags for answer in answers])
 
     def check_health(self) -> None:
-        """Raise `EngineHangs` when the engine does."""
         seconds = self.batcher.engine_seconds
         if seconds > self.settings.hang:
             raise EngineHangs(f"the engine has not answered for {seconds:.0f} seconds")

@@ -218,17 +218,14 @@ class Settings(BaseSettings):
 
     @property
     def max_upload_bytes(self) -> int:
-        """`max_upload_mb` in bytes."""
         return int(self.max_upload_mb * MEGABYTE)
 
     @property
     def max_batch_bytes(self) -> int:
-        """`max_batch_mb` in bytes."""
         return int(self.max_batch_mb * MEGABYTE)
 
     @property
     def upload_memory_bytes(self) -> int:
-        """`upload_memory_mb` in bytes."""
         return int(self.upload_memory_mb * MEGABYTE)
 
 

@@ -68,7 +68,6 @@ class AltText:
         return Written(beside)
 
     def close(self) -> None:
-        """End ExifTool."""
         if self._metadata is not None:
             self._metadata.close()
 

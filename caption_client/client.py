@@ -192,7 +192,6 @@ class CaptionClient(_Base[httpx.Client, httpx.BaseTransport]):
             return cast(T, end.value)
 
     def close(self) -> None:
-        """Let the connections go."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -236,7 +235,6 @@ class AsyncCaptionClient(_Base[httpx.AsyncClient, httpx.AsyncBaseTransport]):
             return cast(T, end.value)
 
     async def close(self) -> None:
-        """Let the connections go."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -93,7 +93,6 @@ class ExifTool:
         raise ExifToolError("ExifTool has ended")
 
     def close(self) -> None:
-        """End the process."""
         self._process.kill()
         self._process.communicate()
         self._folder.cleanup()

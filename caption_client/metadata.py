@@ -116,7 +116,6 @@ class Metadata:
         return stem
 
     def close(self) -> None:
-        """End ExifTool."""
         self._tool.close()
 
     def _names(self) -> list[str]:

@@ -82,7 +82,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
-    """Who captions."""
     add = parser.add_argument
     add("--server", metavar="URL", help="ask a running service instead of loading the model here")
     add("--api-key", default=os.environ.get("CAPTION_API_KEY"), help="the server's key; default: $CAPTION_API_KEY")
@@ -159,7 +158,6 @@ def _seconds(text: str) -> float:
 
 
 def positive(text: str) -> int:
-    """An argument that is a number of 1 or more."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number

@@ -79,7 +79,6 @@ def router(tag: str, shape: Shape, status: Mapping[int, int] | None = None) -> A
 
 
 def service_of(request: Request) -> CaptionService:
-    """The running service."""
     service: CaptionService = request.app.state.service
     return service
 

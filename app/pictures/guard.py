@@ -108,7 +108,6 @@ class Worker:
     ended: str | None = None  # why we ended it
 
     def cpu_seconds(self) -> float:
-        """CPU time that the process has used."""
         return cpu_seconds(self.pid)
 
 

@@ -21,8 +21,6 @@ Reserve = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file of a request."""
-
     filename: str
     data: bytes
 

@@ -45,7 +45,6 @@ def _etag(path: Path, changed: int) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Add the page and the documentation to `app`."""
     router = APIRouter(include_in_schema=False)
     html = get_swagger_ui_html(
         openapi_url="openapi.json",

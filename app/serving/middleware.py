@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -124,9 +123,11 @@ class _Exchange:
         headers = Headers(scope=scope)
         self._receive, self._send, self._added = receive, send, added
         self._head = scope["method"] == "HEAD"
-        self._body_read = not _has_body(headers)
+        length = headers.get("content-length", "")
+        self._body_read = "transfer-encoding" not in headers and length in ("", "0")
         # A client that was to wait for leave to send its body may never send it.
-        self._drops_body = _declared(headers) <= DROPPED_BYTES and "expect" not in headers
+        small = length.isdigit() and int(length) <= DROPPED_BYTES
+        self._drops_body = small and "expect" not in headers
         self.status, self.sent = 0, 0
         self.closing = False  # whether the connection ends with this answer, by `close`
 
@@ -208,7 +209,7 @@ class RequestContext:
             await self._answer(scope, exchange)
         finally:
             seconds = time.perf_counter() - started
-            route = self._note(scope, method, exchange.status, seconds, exchange.sent, state, trace)
+            route = self._note(scope, method, exchange, seconds, trace)
             if self.tracer and span:
                 self.tracer.ended(span, method, route, exchange.status)
         if exchange.closing:
@@ -238,25 +239,24 @@ class RequestContext:
             await exchange.send_problem(ServiceError("an unexpected error; it is logged"), request_id)
 
     def _note(
-        self, scope: Scope, method: str, status: int, seconds: float, sent: int, state: dict[str, Any],
-        trace: dict[str, str] | None,
-    ) -> str:  # fmt: skip
+        self, scope: Scope, method: str, exchange: _Exchange, seconds: float, trace: dict[str, str] | None
+    ) -> str:
         """Count and log the request; returns its route."""
         route = getattr(scope.get("route"), "path", None) or "other"  # the pattern, so that labels stay few
         method = method if method in METHODS else "other"
-        self.metrics.requests.labels(method, route, str(status)).inc()
+        self.metrics.requests.labels(method, route, str(exchange.status)).inc()
         self.metrics.duration.labels(route).observe(seconds)
-        if status < 400 and not self.log_health and route.startswith(HEALTH):
+        if exchange.status < 400 and not self.log_health and route.startswith(HEALTH):
             return route
-        client = scope.get("client")
+        client, state = scope.get("client"), scope["state"]
         fields = {
             "request_id": state["request_id"],
             "client": client[0] if client else None,
             "method": method,
             "path": scope["path"][:200],  # without the query, headers and body: they may hold secrets
-            "status": status,
+            "status": exchange.status,
             "ms": round(1000 * seconds, 2),
-            "bytes_out": sent,
+            "bytes_out": exchange.sent,
         }
         if code := state.get("code"):
             fields["code"] = code
@@ -264,16 +264,6 @@ class RequestContext:
             fields |= {name: value for name, value in trace.items() if name != "traceparent"}
         logger.info("request", extra={"fields": fields})
         return route
-
-
-def _has_body(headers: Headers) -> bool:
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-
-
-def _declared(headers: Headers) -> float:
-    """Bytes the body has by its headers; infinite where they do not say."""
-    declared = headers.get("content-length", "")
-    return int(declared) if declared.isdigit() else float("inf")
 
 
 def _trace(headers: Headers) -> dict[str, str] | None:

@@ -114,7 +114,6 @@ class Protocol(HttpToolsProtocol):
                 self.parser.feed_data(first + b"".join(fields) + b"\r\n")
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
         self._in_head = True
         super().on_message_begin()
 
@@ -138,7 +137,6 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body."""
         self._unused = 0
         super().on_body(body)
 
@@ -163,7 +161,6 @@ class Protocol(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave no timer behind."""
         self._stop_timer()
         super().connection_lost(exc)
 

@@ -32,8 +32,6 @@ FACTORY = "app.main:create_loaded_app"  # each worker imports and calls it; the 
 
 
 class _Config(Config):
-    """Loads the application where it is served."""
-
     def load(self) -> None:
         """Make the application, in the process that serves; a bad checkpoint is one line and not a traceback."""
         if self.workers == 1:
