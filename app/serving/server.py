@@ -54,7 +54,7 @@ class _Server(uvicorn.Server):
             announce(sockets[0])
 
 
-class _Supervisor(Multiprocess):
+class Supervisor(Multiprocess):
     """Restarts workers that die, and gives its own copy of the listening socket up on SIGTERM.
 
     The first worker starts alone, so that what is wrong with the checkpoint is said once; the address is told when
@@ -135,7 +135,7 @@ def serve(settings: Settings, factory: str | Callable[[], Any] = FACTORY) -> int
         return 0 if server.started else STARTUP_FAILURE
     with tempfile.TemporaryDirectory(prefix="caption-metrics-") as folder:
         os.environ[MULTIPROCESS] = folder  # numbers only: counters that the workers share
-        supervisor = _Supervisor(config, [listener])
+        supervisor = Supervisor(config, [listener])
         supervisor.run()
     failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     return STARTUP_FAILURE if failed else 0

@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
-from app.serving.server import _Supervisor
+from app.serving.server import Supervisor
 from app.settings import Settings
 from benchmarks.pictures import many_scans
 from tests.app.live import Server, Start, inherited
@@ -66,7 +66,7 @@ def until(condition: object, seconds: float = 60) -> None:
 def test_uvicorn_has_what_is_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     theirs = Multiprocess(uvicorn.Config(lambda: None, workers=2), [])
-    assert [name for name in inherited(_Supervisor) if not hasattr(theirs, name)] == []
+    assert [name for name in inherited(Supervisor) if not hasattr(theirs, name)] == []
     assert list(inspect.signature(Process.is_ready).parameters) == ["self", "timeout"]
     assert isinstance(Process.exitcode, property)
     assert list(inspect.signature(uvicorn.Server.startup).parameters) == ["self", "sockets"]
