@@ -34,19 +34,19 @@ from numpy.typing import NDArray
 from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly, of_image
 from app.metrics import Metrics
 from app.pictures.decoder import (
-    COMMAND,  # fmt: skip
-    DONE,  # fmt: skip
-    ERRORS,  # fmt: skip
-    FAILED,  # fmt: skip
-    FORK,  # fmt: skip
-    MAX_MESSAGE,  # fmt: skip
-    READY,  # fmt: skip
-    REAP,  # fmt: skip
-    REPLY,  # fmt: skip
-    REPORT,  # fmt: skip
-    REQUEST,  # fmt: skip
-    STOPS,  # fmt: skip
-    Limits,  # fmt: skip
+    COMMAND,
+    DONE,
+    ERRORS,
+    FAILED,
+    FORK,
+    MAX_MESSAGE,
+    READY,
+    REAP,
+    REPLY,
+    REPORT,
+    REQUEST,
+    STOPS,
+    Limits,
 )
 from model.config import PreprocessConfig
 from model.images import FORMATS
