@@ -31,7 +31,7 @@ from app.bulk_plan import SHARD, BulkError, Item, Place, Plan, Shard, find, read
 from app.errors import ServiceError
 from app.metrics import Metrics
 from app.pictures.guard import Decoded, Guard
-from app.settings import DEFAULT_MODEL, Settings, SettingsError, from_environment
+from app.settings import DEFAULT_MODEL, SettingsError, from_environment
 from caption_client.alt_text import AltText, AltTextError
 from caption_client.options import positive
 from model.caption import Caption
@@ -79,7 +79,7 @@ class Worker:
         self.plan = Plan(Place(job.output))
         self.loop = asyncio.new_event_loop()
         self.readers = ThreadPoolExecutor(READERS)
-        self.guard = guard_of(self.engine, self.settings)
+        self.guard = Guard.of(self.settings, self.engine.config.preprocess, Metrics(), workers=2, max_costly=BATCH)
         self.loop.run_until_complete(self.guard.start())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -134,20 +134,6 @@ class Worker:
                     row["error"] = _beside(item, caption.text)
             rows.append(row)
         return rows
-
-
-def guard_of(engine: CaptionEngine, settings: Settings) -> Guard:
-    """Decoders for one engine, with the service's limits."""
-    return Guard(
-        engine.config.preprocess,
-        Metrics(),
-        workers=2,
-        max_bytes=settings.max_upload_bytes,
-        max_pixels=settings.max_pixels,
-        seconds=settings.decode_seconds,
-        memory_mb=settings.decode_memory_mb,
-        max_costly=BATCH,
-    )
 
 
 def captioned(engine: CaptionEngine, pixels: Sequence[NDArray[np.uint8]]) -> list[tuple[Caption, list[str]] | str]:

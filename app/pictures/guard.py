@@ -33,21 +33,8 @@ from numpy.typing import NDArray
 
 from app.errors import BrokenImage, DecoderFailed, Overloaded, ServiceError, TooCostly, of_image
 from app.metrics import Metrics
-from app.pictures.decoder import (
-    COMMAND,
-    DONE,
-    ERRORS,
-    FAILED,
-    FORK,
-    MAX_MESSAGE,
-    READY,
-    REAP,
-    REPLY,
-    REPORT,
-    REQUEST,
-    STOPS,
-    Limits,
-)
+from app.pictures import decoder
+from app.settings import Settings
 from model.config import PreprocessConfig
 from model.images import FORMATS
 
@@ -142,6 +129,16 @@ class Guard:
     _started: asyncio.Future[None] | None = None
     _timer: asyncio.TimerHandle | None = None
     _stopping: bool = False
+
+    @classmethod
+    def of(
+        cls, settings: Settings, preprocess: PreprocessConfig, metrics: Metrics, workers: int, max_costly: int
+    ) -> Guard:
+        """With the service's limits."""
+        return cls(
+            preprocess, metrics, workers, max_costly=max_costly, max_bytes=settings.max_upload_bytes,
+            max_pixels=settings.max_pixels, seconds=settings.decode_seconds, memory_mb=settings.decode_memory_mb,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Start the processes and wait until they can decode; raises `DecoderFailed` if they cannot be started."""
@@ -247,7 +244,7 @@ class Guard:
             return
         memory = self.memory_mb * MEBIBYTE // (1 if job.large else QUICK_SHARE)
         try:
-            worker.channel.send(REQUEST.pack(len(job.data), memory))
+            worker.channel.send(decoder.REQUEST.pack(len(job.data), memory))
         except OSError:
             self._requeue(worker)
             return
@@ -289,7 +286,7 @@ class Guard:
                 os.ftruncate(file, size)
                 fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 worker = Worker(ours, file, mmap.mmap(file, size))
-                socket.send_fds(self._control, [COMMAND.pack(FORK, 0)], [theirs.fileno(), file])
+                socket.send_fds(self._control, [decoder.COMMAND.pack(decoder.FORK, 0)], [theirs.fileno(), file])
             except OSError:  # the process that forks has just ended; reading its socket tells
                 ours.close()
                 os.close(file)
@@ -306,7 +303,7 @@ class Guard:
 
     def _on_reply(self, worker: Worker) -> None:
         try:
-            reply = worker.channel.recv(MAX_MESSAGE)
+            reply = worker.channel.recv(decoder.MAX_MESSAGE)
         except OSError as error:
             # A reset is the kernel's word for a request that nobody has read.
             if isinstance(error, ConnectionResetError) and worker.job and not worker.ended:
@@ -314,7 +311,7 @@ class Guard:
                 self._dispatch()
                 return
             reply = b""
-        if len(reply) < REPLY.size or worker.job is None or worker.ended:
+        if len(reply) < decoder.REPLY.size or worker.job is None or worker.ended:
             self._replace(worker)
             return
         job, worker.job = worker.job, None
@@ -334,20 +331,20 @@ class Guard:
         self._dispatch()
 
     def _complete(self, worker: Worker, job: Job, reply: bytes) -> None:
-        outcome, format, width, height, seconds, decorative = REPLY.unpack_from(reply)
-        if outcome == DONE:
+        outcome, format, width, height, seconds, decorative = decoder.REPLY.unpack_from(reply)
+        if outcome == decoder.DONE:
             side = self.preprocess.size
             pixels = np.frombuffer(worker.shared, np.uint8, 3 * side * side).reshape(side, side, 3).copy()
             decoded = Decoded(pixels, width, height, FORMATS[format], seconds, decorative)
             if job.wanted:
                 job.future.set_result(decoded)
             return
-        text = reply[REPLY.size :].decode(errors="replace")
-        if outcome == FAILED:
+        text = reply[decoder.REPLY.size :].decode(errors="replace")
+        if outcome == decoder.FAILED:
             logger.error("decoding failed: %s", text)
             self._retry(job, "failed")
             return
-        error = of_image(ERRORS[outcome - 1](text))
+        error = of_image(decoder.ERRORS[outcome - 1](text))
         if isinstance(error, TooCostly) and not job.large:
             job.large = True
             self._defer(job)
@@ -360,7 +357,7 @@ class Guard:
         if worker.pid and self._control:
             _kill(worker.pid)  # were it to go on without its channel, reaping it would never end
             self._reaping[worker.pid] = worker
-            self._command(REAP, worker.pid)
+            self._command(decoder.REAP, worker.pid)
         elif worker.job:
             self._retry(worker.job, "lost")
         self._fork_workers()
@@ -421,18 +418,11 @@ class Guard:
     def _launch(self) -> None:
         """Start it; when it is ready, or has failed, its socket tells."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        limits = asdict(
-            Limits(
-                self.preprocess,
-                self.max_pixels,
-                self.seconds,
-                self.memory_mb * MEBIBYTE,
-                max(self.max_bytes, 3 * self.preprocess.size**2),
-            )
-        )
+        memory, shared = self.memory_mb * MEBIBYTE, max(self.max_bytes, 3 * self.preprocess.size**2)
+        limits = asdict(decoder.Limits(self.preprocess, self.max_pixels, self.seconds, memory, shared))
         self._errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
         # What stops the server comes to the whole group; held back until the process ignores it.
-        old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, decoder.STOPS)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "app.pictures.decoder", str(theirs.fileno()), json.dumps(limits)],
@@ -460,23 +450,23 @@ class Guard:
     def _command(self, what: int, pid: int) -> None:
         assert self._control is not None
         with suppress(OSError):  # it may just have ended; reading its socket tells
-            self._control.send(COMMAND.pack(what, pid))
+            self._control.send(decoder.COMMAND.pack(what, pid))
 
     def _on_report(self) -> None:
         assert self._control is not None
         try:
-            report = self._control.recv(REPORT.size)
+            report = self._control.recv(decoder.REPORT.size)
         except OSError:
             report = b""
-        if len(report) < REPORT.size:
+        if len(report) < decoder.REPORT.size:
             self._on_forker_exit()
             return
-        what, pid, status = REPORT.unpack(report)
-        if what == READY:
+        what, pid, status = decoder.REPORT.unpack(report)
+        if what == decoder.READY:
             self.ready = self._warm = True
             self._failed_starts = 0
             self._fork_workers()
-        elif what == REAP:
+        elif what == decoder.REAP:
             self._on_exit(self._reaping.pop(pid), status)
         elif pid < 0:
             worker = self._forking.popleft()
@@ -540,7 +530,8 @@ class Guard:
             self._process.kill()
             status = self._process.wait()
             self._process = None
-            said = os.pread(self._errors, MAX_MESSAGE, max(os.fstat(self._errors).st_size - MAX_MESSAGE, 0))
+            start = max(os.fstat(self._errors).st_size - decoder.MAX_MESSAGE, 0)
+            said = os.pread(self._errors, decoder.MAX_MESSAGE, start)
             os.close(self._errors)
             if not self._stopping:
                 fields = {"status": status, "stderr": said.decode(errors="replace")}

@@ -55,16 +55,8 @@ class CaptionService:
 
             self.fetcher = Fetcher(settings.fetch_hosts, settings.max_upload_bytes, settings.fetch_seconds)
         config = engine.config
-        self.guard = Guard(
-            config.preprocess,
-            metrics,
-            workers=settings.decode_workers,
-            max_bytes=settings.max_upload_bytes,
-            max_pixels=settings.max_pixels,
-            seconds=settings.decode_seconds,
-            memory_mb=settings.decode_memory_mb,
-            max_costly=max(settings.queue_size // 2, 1),
-        )
+        max_costly = max(settings.queue_size // 2, 1)
+        self.guard = Guard.of(settings, config.preprocess, metrics, settings.decode_workers, max_costly)
         # One: more would only wait for the interpreter, and the event loop with them.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self.model = ModelRef(name=config.name, version=config.version)
