@@ -13,7 +13,7 @@ import json
 import re
 from html import escape
 from pathlib import Path
-from typing import Self, TextIO
+from typing import TextIO
 
 from PIL import Image
 
@@ -38,7 +38,7 @@ for (const block of document.querySelectorAll("script.explained")) {
 
 
 class ExplanationFile:
-    """Writes pictures and their explained captions to `path`; a context manager."""
+    """Writes pictures and their explained captions to `path`; to be closed."""
 
     def __init__(self, path: Path, title: str = "Captions, explained") -> None:
         self._style = (STATIC / "style.css").read_text()
@@ -72,12 +72,6 @@ class ExplanationFile:
     def close(self) -> None:
         self._file.write(f'</main>\n<script type="module">{self._script}</script>\n</body>\n</html>\n')
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _inline(module: str) -> str:

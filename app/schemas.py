@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -345,7 +345,7 @@ def _token_out(token: Token) -> TokenOut:
         probability=_probability(token.probability),
         alternatives=[AlternativeOut(text=a.text, probability=_probability(a.probability)) for a in why.alternatives],
         attention=None if why.attention is None else _attention_out(why.attention, why.sentinel, why.tags),
-        gates=[_floats(layer) for layer in why.layers],
+        gates=[{name: float(value) for name, value in layer.items()} for layer in why.layers],
     )
 
 
@@ -353,10 +353,6 @@ def _attention_out(weights: NDArray[np.float32], sentinel: float, tags: float) -
     rows, columns = weights.shape
     rounded = weights.ravel().astype(np.float64).round(6).tolist()
     return AttentionOut(rows=rows, columns=columns, weights=rounded, sentinel=sentinel, tags=tags)
-
-
-def _floats(layer: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in layer.items()}
 
 
 def _probability(value: float) -> float:

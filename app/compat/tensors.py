@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -56,9 +57,7 @@ def _tensor(asked: Asked) -> Tensor:
 
 
 def _fits(tensor: Tensor, count: int) -> None:
-    size = 1
-    for side in tensor.shape:
-        size *= side
+    size = math.prod(tensor.shape)
     if size != count or not count:
         raise BadParameter(f"inputs: the shape of {INPUT!r} is for {size} pictures, and {count} came")
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Blocks(HTMLParser):
 def written(*names: str) -> Blocks:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "why.html")
-        with ExplanationFile(path) as file:
+        with closing(ExplanationFile(path)) as file:
             for name in names:
                 file.add(name, Image.new("RGB", (2 * SIDE, SIDE)), (4 * SIDE, 2 * SIDE), caption_out(BEST))
         return Blocks(path.read_text(encoding="utf-8"))

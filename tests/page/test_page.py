@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -427,7 +428,7 @@ def test_phone_needs_no_sideways_scrolling(opened: Opened) -> None:
 def test_explanation_file_needs_nothing_else(opened: Opened, tmp_path: Path) -> None:
     path = tmp_path / "why.html"
     engine = FakeEngine()
-    with explain_html.ExplanationFile(path) as file:
+    with closing(explain_html.ExplanationFile(path)) as file:
         for name, sentence in (("</script><b>red.png", 0), ("blue.png", 2)):
             [[best]] = engine.generate(FakeRegions([sentence]), SearchConfig(), explain=True)
             file.add(name, Image.new("RGB", (1200, 800), "#c22"), (3600, 2400), caption_out(best))
@@ -446,7 +447,7 @@ def test_without_attention_the_page_says_so_and_explains_the_rest(opened: Opened
     path = tmp_path / "why.html"
     [[best]] = FakeEngine().generate(FakeRegions([0]), SearchConfig(), explain=True)
     tokens = [replace(t, explanation=replace(t.explanation, attention=None, sentinel=0.0)) for t in best.tokens]  # type: ignore[type-var]
-    with explain_html.ExplanationFile(path) as file:
+    with closing(explain_html.ExplanationFile(path)) as file:
         file.add("red.png", Image.new("RGB", (120, 80), "#c22"), (120, 80), caption_out(replace(best, tokens=tokens)))
     page = opened(path.as_uri())
     expect(page.locator("figcaption .legend")).to_contain_text("no attention: it saw the picture once")
