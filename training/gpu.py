@@ -45,7 +45,7 @@ from training.batching import mirrored_captions
 from training.config import Recipe, TrainConfig
 from training.data import DataError, Picture
 from training.optimisation import TrainingDiverged, WeightAverage
-from training.process import configure_process
+from training.process import configure_process, device_of
 
 log = logging.getLogger("training")
 
@@ -420,9 +420,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parts = pack(wanted, recipe, initial_captioner(recipe, data, options.init), options.parts)
             log.info("%d pictures in %d parts in %s", len(wanted), parts, options.parts)
         elif options.command == "train":
-            device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
             torch.set_float32_matmul_precision("high")
-            train(options.parts, options.out, torch.device(device), options.minutes, options.batch)
+            train(options.parts, options.out, device_of(options.device), options.minutes, options.batch)
         else:
             log.info("checkpoint in %s", join(options.pieces, options.folder))
     except (CaptionModelError, DataError, TrainingDiverged, OSError) as error:

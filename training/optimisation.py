@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.captioner import Captioner
 from model.encoder import drop_paths
@@ -61,7 +62,7 @@ class WeightAverage:
         """Move the average towards the present weights."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.shadow, self.parameters, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.shadow, self.parameters, self.steps)
 
     @torch.no_grad()
     def swap(self) -> None:

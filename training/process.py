@@ -28,6 +28,11 @@ def configure_process() -> None:
             mallopt(parameter, value)
 
 
+def device_of(name: str) -> torch.device:
+    """The device that a command's --device names: "auto" is a GPU where there is one."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def native(precision: Precision, device: torch.device) -> Precision:
     """ "bf16" or "fp32": what "auto" is on a device, bf16 only where it computes with it natively."""
     if precision != "auto":

@@ -14,6 +14,7 @@ from model.errors import CaptionModelError
 from training import distributed
 from training.data import DataError
 from training.optimisation import TrainingDiverged
+from training.process import device_of
 
 P = ParamSpec("P")
 
@@ -37,8 +38,7 @@ def resumable(main: Callable[P, int]) -> Callable[P, int]:
 
 def join(device: str) -> torch.device:
     """This process's device of `--device`, with the other processes joined; only the main one logs."""
-    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    joined = distributed.join(torch.device(chosen))
+    joined = distributed.join(device_of(device))
     level = logging.INFO if distributed.is_main() else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     return joined

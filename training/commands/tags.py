@@ -8,15 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from model.checkpoint import load_captioner, save_captioner, write_json
 from model.errors import CaptionModelError
 from training.augment import AugmentConfig
 from training.commands.arguments import add_cache, add_data
 from training.data import DataError, read
 from training.finishing.tags import give_tags
-from training.process import configure_process
+from training.process import configure_process, device_of
 from training.scoring.objects import WORDS
 
 log = logging.getLogger("training.tags")
@@ -39,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        captioner = load_captioner(options.folder).to(device)
+        captioner = load_captioner(options.folder).to(device_of("auto"))
         data = read(*options.data)
         augmentation = AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
         found = give_tags(

@@ -25,7 +25,6 @@ import openvino as ov
 import openvino.opset13 as op
 import torch
 from numpy.typing import NDArray
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from model.captioner import Captioner
@@ -95,11 +94,11 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         B, K = words.shape
         row = torch.arange(B)[:, None] * state.shape[1] + parents  # of each hypothesis before among all B * K
-        state = state.flatten(0, 1).index_select(0, row.flatten()).view(B, K, -1)
+        extended = state.flatten(0, 1).index_select(0, row.flatten()).view(B, K, -1)
         # The decoder splits them again, so OpenVINO drops both turns.
-        none = state[:, :0]
-        memory = Memory(none, none, state) if keys is None or values is None else join(keys, values, state)
-        out = self.decoder.step(memory, words, state, self.prepared)
+        none = extended[:, :0]
+        memory = Memory(none, none, extended) if keys is None or values is None else join(keys, values, extended)
+        out = self.decoder.step(memory, words, extended, self.prepared)
         log_probabilities = self.decoder.log_probabilities(out.logits, self.temperature)
         results = log_probabilities, out.state, out.gates
         return results if out.attention is None else (*results, out.attention)
@@ -187,10 +186,7 @@ def _convert(module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[st
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of every shape it reads
         # Tracing it twice to compare both adds nothing: `_check` compares with torch, at other sizes too.
-        traced = TorchScriptPythonDecoder(
-            module, example_input=tuple(t.clone() for t in example), trace_kwargs={"check_trace": False}
-        )
-        graph = ov.convert_model(traced)
+        graph = ov.convert_model(torch.jit.trace(module, tuple(t.clone() for t in example), check_trace=False))
     for port, name in zip(graph.inputs, inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(graph.outputs, outputs, strict=True):
