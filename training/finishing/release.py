@@ -12,13 +12,14 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.caption import Caption
@@ -26,11 +27,13 @@ from model.captioner import Captioner
 from model.checkpoint import METRICS, NEIGHBOURS, load_captioner, save_captioner, write_config, write_json
 from model.config import RerankConfig, SearchConfig
 from model.runtime import load_engine
+from model.runtime.engine import CaptionEngine
 from model.vocabulary import words_of
 from training import evaluation
 from training.data import CaptionData, DataError, Picture, read
 from training.evaluation import Result, candidates_of, describe, evaluate
 from training.finishing import calibrate, rerank
+from training.finishing.card import card
 from training.finishing.export import export
 from training.finishing.quantise import calibration_pictures
 from training.scoring.bleu import BleuCounts, corpus_bleu
@@ -51,10 +54,7 @@ def choose_search(
     """The search and the ranking with the best CIDEr and BLEU-4 on `pictures` of those tried, and what each gave.
 
     Last, what each witness adds to the ranking of that search's candidates (`rerank.compare`).
-
-    Their sum, percent, sets weighted as `weights` says. Of searches within 0.3 of the best one, one that repeats few
-    bigrams, then the smallest beam, then the best BLEU-4: it differs less by chance than CIDEr does. For each search
-    the ranking is chosen likewise (`rerank.choose`).
+    For each search the ranking is chosen first (`rerank.choose`), then the search of them all (`best_of`).
     """
     engine = load_engine(folder, "cpu")
     reranker, engine.reranker = engine.reranker, None  # the search's own order: its candidates are wanted
@@ -62,6 +62,8 @@ def choose_search(
         replace(engine.config.search, beam_size=beam, num_captions=beam, length_penalty=penalty, block_ngram=block)
         for beam, penalty, block in itertools.product(BEAMS, LENGTH_PENALTIES, BLOCKS)
     ]
+
+    # --- what each search finds, of pictures that are encoded once
     sound: list[Picture] = []
     encoded: list[Any] = []
     found: list[list[list[Caption]]] = [[] for _ in searches]
@@ -69,53 +71,60 @@ def choose_search(
         sound, encoded = [*sound, *decodable], [*encoded, regions]
         found = [[*mine, *more] for mine, more in zip(found, candidates, strict=True)]
     sources = [picture.source for picture in sound]
-    references = [[words_of(c) for c in picture.captions] for picture in sound]
-    rows = {source: [i for i, name in enumerate(sources) if name == source] for source in weights}
+
+    # --- the ranking that suits each best, and what it then says
     tried: list[dict[str, Any]] = []
     rankings: list[RerankConfig] = []
     all_weighed: list[list[rerank.Candidates] | None] = []
     for search_config, mine in zip(searches, found, strict=True):
-        ranking, cider = engine.config.rerank, {}
-        weighed = None
+        ranking, weighed = engine.config.rerank, None
         if reranker is not None:
             features, tags = (np.concatenate([getattr(part, name) for part in encoded]) for name in ("feature", "tags"))
             weighed = rerank.weigh(
                 captioner, reranker.neighbours, sound, mine, features, tags, search_config.length_penalty
             )
             ranking, _ = rerank.choose(weighed, sources, weights, ranking)
-        all_weighed.append(weighed)
         best = [captions[weighed[i].chosen(ranking) if weighed else 0] for i, captions in enumerate(mine)]
-        words = [words_of(caption.text) for caption in best]
-        bleu = {}
-        for source, some in rows.items():
-            scorer = CiderD([references[i] for i in some])
-            cider[source] = round(100 * float(scorer.score([words[i] for i in some], range(len(some))).mean()), 2)
-            counts = BleuCounts([references[i] for i in some])([words[i] for i in some], range(len(some)))
-            bleu[source] = round(100 * corpus_bleu(counts), 2)
-        tried.append(
-            {
-                "beam_size": search_config.beam_size,
-                "length_penalty": search_config.length_penalty,
-                "block_ngram": search_config.block_ngram,
-                "rerank": asdict(ranking),
-                "CIDEr": cider,
-                "BLEU-4": bleu,
-                "repeated_bigrams": round(100 * sum(map(repeats_bigram, words)) / len(words), 2),
-                "distinct_captions": len({caption.text for caption in best}),
-            }
-        )
+        asked = {key: getattr(search_config, key) for key in ("beam_size", "length_penalty", "block_ngram")}
+        tried.append({**asked, "rerank": asdict(ranking), **_figures(best, sound, weights)})
         rankings.append(ranking)
+        all_weighed.append(weighed)
         log.info("%s", tried[-1])
+
+    chosen = best_of(tried, weights)
+    weighed, ranking = all_weighed[chosen], rankings[chosen]
+    compared = rerank.compare(weighed, sources, weights, ranking) if weighed else []
+    return replace(searches[chosen], num_captions=1), ranking, tried, compared
+
+
+def _figures(captions: Sequence[Caption], pictures: Sequence[Picture], sources: Iterable[str]) -> dict[str, Any]:
+    """What decides between searches, of a caption each of `pictures`: percent, CIDEr and BLEU-4 of each set."""
+    references = [[words_of(c) for c in picture.captions] for picture in pictures]
+    words = [words_of(caption.text) for caption in captions]
+    cider, bleu = {}, {}
+    for source in sources:
+        some = [i for i, picture in enumerate(pictures) if picture.source == source]
+        wanted, said = [references[i] for i in some], [words[i] for i in some]
+        cider[source] = round(100 * float(CiderD(wanted).score(said, range(len(some))).mean()), 2)
+        bleu[source] = round(100 * corpus_bleu(BleuCounts(wanted)(said, range(len(some)))), 2)
+    return {
+        "CIDEr": cider,
+        "BLEU-4": bleu,
+        "repeated_bigrams": round(100 * sum(map(repeats_bigram, words)) / len(words), 2),
+        "distinct_captions": len({caption.text for caption in captions}),
+    }
+
+
+def best_of(tried: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> int:
+    """The place of the search with the best sum of CIDEr and BLEU-4, sets weighted as `weights` says.
+
+    Of those within 0.3 of it one that repeats few bigrams, then the smallest beam, then the best BLEU-4: it differs
+    less by chance than CIDEr does.
+    """
     bleus = [chosen_by(row["BLEU-4"], weights) for row in tried]
     sums = [chosen_by(row["CIDEr"], weights) + bleu for row, bleu in zip(tried, bleus, strict=True)]
-    rank = min(
-        (row["repeated_bigrams"] > 1, row["beam_size"], -bleu, i)
-        for i, (row, bleu, total) in enumerate(zip(tried, bleus, sums, strict=True))
-        if total >= max(sums) - 0.3
-    )
-    weighed, ranking = all_weighed[rank[-1]], rankings[rank[-1]]
-    compared = rerank.compare(weighed, sources, weights, ranking) if weighed else []
-    return replace(searches[rank[-1]], num_captions=1), ranking, tried, compared
+    near = [i for i, total in enumerate(sums) if total >= max(sums) - 0.3]
+    return min(near, key=lambda i: (tried[i]["repeated_bigrams"] > 1, tried[i]["beam_size"], -bleus[i]))
 
 
 def review_threshold(results: Sequence[Result]) -> tuple[float, dict[str, dict[str, float]]]:
@@ -185,81 +194,6 @@ def stages_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return stages
 
 
-def card(facts: Mapping[str, Any]) -> str:
-    """The model card as Markdown, from the facts that metrics.json holds."""
-    lines = [f"# {facts['name']} {facts['version']}", "", facts["intended"], "", "## Figures", ""]
-    lines += [
-        f"{facts['size']['parameters_millions']} M parameters, {facts['size']['encoder_gflops']} GFLOPs for the "
-        f"encoder, a vocabulary of {facts['size']['vocabulary']} words. Search: {facts['search']}. "
-        f"Temperature {facts['temperature']}.",
-        "",
-    ]
-    names = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
-    for split in ("test", "validation"):
-        for source, figures in facts[split].items():
-            lines += [f"{source}, {figures['pictures']} {split} pictures:", ""]
-            lines += [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-            lines += [f"| {' | '.join(format(figures[name], '.1f') for name in names)} |", ""]
-            lines += [
-                f"{figures['distinct_captions']} distinct captions of {figures['mean_length']} words on average, "
-                f"{figures['repeated_bigrams']} % with a bigram said twice, "
-                f"calibration error {figures['calibration_error']}.",
-                "",
-                *([_objects(figures), ""] if "objects_right" in figures else []),
-            ]
-    if review := facts.get("review"):
-        lines += [
-            f"Captions with a reliability of at least {facts['review_below']}, on validation pictures: "
-            + "; ".join(
-                f"{source} {figures['above']} %, which name {figures['objects_right_above']} % of their objects "
-                f"rightly, the others {figures['objects_right_below']} %"
-                for source, figures in review.items()
-            )
-            + ".",
-            "",
-        ]
-    if compared := facts.get("rankings_on_validation"):
-        lines += [
-            "What orders the candidates of the search, CIDEr on validation pictures (`training.scoring.cider`; in "
-            "brackets the change, and its 95 % interval over pictures):",
-            "",
-            f"| order | {' | '.join(compared[0]['CIDEr'])} |",
-            f"|{'---|' * (1 + len(compared[0]['CIDEr']))}",
-        ]
-        for row in compared:
-            cells = [
-                "{:.1f} ({:+.1f}, {:+.1f} to {:+.1f})".format(cider, row["change"][name], *row["interval"][name])
-                for name, cider in row["CIDEr"].items()
-            ]
-            lines.append(f"| {row['order']} | {' | '.join(cells)} |")
-        lines.append("")
-    lines += ["Percent, coco-caption scoring by `training.evaluation`. Nothing was chosen on the test pictures.", ""]
-    lines += ["## Training", ""]
-    for stage in facts["training"]:
-        best = stage["history"][stage["best_epoch"] - 1]
-        if "val_cider" in best:
-            reached = "CIDEr " + ", ".join(f"{source} {value:.1f}" for source, value in best["val_cider"].items())
-        else:
-            reached = f"mean average precision of the tags {best['val_map']:.1f}"
-        lines.append(
-            f"- `{stage['recipe']['name']}`: {stage['epochs']} epochs, best {stage['best_epoch']}; validation {reached}"
-        )
-    lines += ["", "## Data", "", *(f"- {text}" for text in facts["data"]), "", "## Terms", "", facts["terms"], ""]
-    lines += ["## Limits", "", *(f"- {text}" for text in facts["limits"]), ""]
-    if facts["failures"]:
-        lines += ["## Failures seen", "", *(f"- {text}" for text in facts["failures"]), ""]
-    return "\n".join(lines)
-
-
-def _objects(figures: Mapping[str, Any]) -> str:
-    """Does it make things up? In a sentence."""
-    right, found = (
-        "{:.1f} % ({:.1f} to {:.1f})".format(figures[name], *figures["intervals"][name])
-        for name in ("objects_right", "objects_found")
-    )
-    return f"Of the objects that captions name {right} are there; of those that two people name {found} are named."
-
-
 def release(
     runs: Sequence[Path],
     specs: Sequence[str],
@@ -312,26 +246,34 @@ def _release(
 ) -> None:
     val, test = data.split("val"), data.split("test")
     weights = choose or {val[0].source: 1.0}
-    chosen_on = [picture for picture in val if picture.source in weights]
+
+    # --- what similar pictures are found by
     log.info("similar pictures: features of %d training pictures", len(data.split("train")))
     train, features = rerank.pooled(captioner, data.split("train"), cache)
     captioner.feature = rerank.fit_feature(features, FEATURE_SIZE)
     captioner.config = replace(captioner.config, name=name, version=version, rerank=RerankConfig(FEATURE_SIZE))
+
+    # --- the temperature
     forced = {
         source: evaluation.teacher_force(captioner, [picture for picture in val if picture.source == source])
         for source in dict.fromkeys(picture.source for picture in val)
     }
     outputs, targets = (torch.cat(part) for part in zip(*(forced[source] for source in weights), strict=True))
-    temperature = calibrate.fit_temperature(captioner, outputs, targets)
-    captioner.config = replace(captioner.config, temperature=temperature)
+    captioner.config = replace(captioner.config, temperature=calibrate.fit_temperature(captioner, outputs, targets))
+
+    # --- the checkpoint and its graphs
     folder.mkdir(parents=True, exist_ok=True)
     rerank.index(captioner, rerank.apply(captioner.feature, features), train).save(folder / NEIGHBOURS)
     save_captioner(captioner, folder, {})
     export(folder, calibration_pictures(train, captioner.config.preprocess))
+
+    # --- search and ranking, which are no part of the graphs
+    chosen_on = [picture for picture in val if picture.source in weights]
     search_config, ranking, tried, compared = choose_search(folder, captioner, chosen_on, weights)
     captioner.config = replace(captioner.config, search=search_config, rerank=ranking)
-    # Search and ranking are no part of the graphs.
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
+
+    # --- figures
     facts: dict[str, Any] = {
         "name": name,
         "version": version,
@@ -339,25 +281,44 @@ def _release(
         "size": size_of(captioner),
         "search": describe(search_config),
         "rerank": asdict(ranking),
-        "temperature": temperature,
+        "temperature": captioner.config.temperature,
         "searches_tried_on_validation": tried,
         "rankings_on_validation": compared,
         "training": training,
+        **_scored(load_engine(folder, "cpu"), captioner, val, test, forced, weights),
     }
-    engine = load_engine(folder, "cpu")
-    for split, pictures in (("validation", val), ("test", test)):
-        facts[split] = {}
-        results = evaluate(engine, pictures, [search_config])
-        for result in results:
-            if split == "test":
-                forced[result.source] = evaluation.teacher_force(captioner, result.pictures)
-            error = evaluation.calibration_error(captioner, forced[result.source])
-            facts[split][result.source] = {**result.facts(), "calibration_error": round(error, 4)}
-            log.info("%s %s: %s", split, result.source, facts[split][result.source])
-        if split == "validation":
-            facts["review_below"], facts["review"] = review_threshold([r for r in results if r.source in weights])
-            captioner.config = replace(captioner.config, review_below=facts["review_below"])
-            log.info("review below %s: %s", facts["review_below"], facts["review"])
+    captioner.config = replace(captioner.config, review_below=facts["review_below"])
     write_json(folder / METRICS, facts)
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
     (folder / "README.md").write_text(card(facts), encoding="utf-8")
+
+
+def _scored(
+    engine: CaptionEngine,
+    captioner: Captioner,
+    val: Sequence[Picture],
+    test: Sequence[Picture],
+    forced: Mapping[str, tuple[Tensor, Tensor]],
+    weights: Mapping[str, float],
+) -> dict[str, Any]:
+    """The figures of each set, and from which reliability on a caption needs no review.
+
+    forced: of each set what `teacher_force` gives of its validation pictures.
+    """
+
+    def figures(results: Sequence[Result], forced: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        facts = {}
+        for result in results:
+            error = evaluation.calibration_error(captioner, forced[result.source])
+            facts[result.source] = {**result.facts(), "calibration_error": round(error, 4)}
+            log.info("%s: %s", result.source, facts[result.source])
+        return facts
+
+    search_config = captioner.config.search
+    validated = evaluate(engine, val, [search_config])
+    threshold, review = review_threshold([result for result in validated if result.source in weights])
+    log.info("review below %s: %s", threshold, review)
+    validation = figures(validated, forced)
+    tested = evaluate(engine, test, [search_config])
+    forced = {result.source: evaluation.teacher_force(captioner, result.pictures) for result in tested}
+    return {"validation": validation, "review_below": threshold, "review": review, "test": figures(tested, forced)}
