@@ -21,7 +21,7 @@ import math
 import os
 import shutil
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -119,20 +119,14 @@ def cached(
     folders = [plain, *[augmented] * (views - 1)]
     there: dict[tuple[str, int], Path] = {}
 
-    def missing_of(shares: int) -> dict[str, Picture]:
-        """Pictures of which a view is not `there`: of several processes' those that fall to this one."""
+    # Dealt out; then what others have computed is found, unless their disk is another, or the picture is broken.
+    for shares in (distributed.world_size(), 1) if distributed.world_size() > 1 else (1,):
         for folder in dict.fromkeys(folders):
             there.update(_listed(folder, size))
         distributed.barrier()  # before anyone adds to what is listed
-        found: dict[str, Picture] = {}  # the same picture twice is computed once
-        for digest, picture in zip(digests, pictures, strict=True):
-            if digest and any((digest, view) not in there for view in range(views)):
-                found.setdefault(digest, picture)
-        return dict(distributed.shard(list(found.items()))) if shares > 1 else found
-
-    # Dealt out; then what others have computed is found, unless their disk is another, or the picture is broken.
-    for shares in (distributed.world_size(), 1) if distributed.world_size() > 1 else (1,):
-        missing = missing_of(shares)
+        missing = _missing(digests, pictures, there, views)
+        if shares > 1:
+            missing = dict(distributed.shard(list(missing.items())))
         if missing:
             count = sum((digest, view) not in there for digest in missing for view in range(views))
             _check_room(cache, count * math.ceil(size / _BLOCK) * _BLOCK, count, views * len(pictures))
@@ -152,6 +146,17 @@ def cached(
         tuple(pictures[i] for i in broken),
         stages,
     )
+
+
+def _missing(
+    digests: Sequence[str], pictures: Sequence[Picture], there: Mapping[tuple[str, int], Path], views: int
+) -> dict[str, Picture]:
+    """The pictures of which a view is not `there`, by digest: the same picture twice is computed once."""
+    found: dict[str, Picture] = {}
+    for digest, picture in zip(digests, pictures, strict=True):
+        if digest and any((digest, view) not in there for view in range(views)):
+            found.setdefault(digest, picture)
+    return found
 
 
 def contents(pictures: Sequence[Picture]) -> list[str]:

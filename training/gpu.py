@@ -291,9 +291,14 @@ def train(folder: Path, out: Path, device: torch.device, minutes: float, batch: 
         "pictures_per_s": round(seen / (trained - loaded), 1),
         "seconds": {"loading": round(loaded - began, 1), "training": round(trained - loaded, 1)},
     }
-    save_captioner(captioner, out, figures)  # first of all
+    return _leave(captioner, packed, out, figures)
+
+
+def _leave(captioner: Captioner, packed: Packed, out: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Write checkpoint and figures to `out`: the weights first of all, then what the validation pictures say."""
+    save_captioner(captioner, out, figures)
     if val := packed.rows("val"):
-        figures |= evaluate(captioner, packed, val, config).figures()
+        figures |= evaluate(captioner, packed, val, packed.recipe.train).figures()
         del figures["distinct"]
         write_json(out / METRICS, figures)
     log.info("%s", json.dumps(figures))

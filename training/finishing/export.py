@@ -132,15 +132,7 @@ def export(folder: Path, pictures: Sequence[Tensor] = ()) -> None:
         for parameter in captioner.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(parameter.half())  # as the checkpoint holds them
-    size = captioner.config.preprocess.size
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
-    with torch.inference_mode():
-        memory = captioner.encode(pixels)
-        state = captioner.decoder.initial_state(memory, 1)
-        words = torch.randint(START, len(captioner.vocabulary), (2, 3), generator=generator)
-        parents = torch.zeros_like(words)
-        step = (words, parents, state, *split(memory, captioner.config.decoder.attention_heads))
+    pixels, step = _examples(captioner)
     decoder, temperature = captioner.decoder, captioner.config.temperature
     plain, fast = StepGraph(decoder, temperature), StepGraph(decoder, temperature, fast=True)
     missing = set() if decoder.attends else set(ATTENTION)
@@ -172,14 +164,31 @@ def export(folder: Path, pictures: Sequence[Tensor] = ()) -> None:
                 ov.save_model(graph, path, compress_to_fp16=True)
                 _check(path, plain if module is fast else module, example, outputs, math.prod(captioner.grid))
         _save_once(captioner, folder, [Path(temporary) / f"{name}.xml" for name in modules if name != STEP_INT8])
-        graphs = folder / GRAPHS
-        graphs.mkdir(exist_ok=True)
-        for file in graphs.iterdir():
-            if not (Path(temporary) / file.name).exists():
-                file.unlink()  # of an earlier export
-        for file in Path(temporary).iterdir():
-            os.replace(file, graphs / file.name)
+        _replace_all(folder / GRAPHS, Path(temporary))
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)
+
+
+@torch.inference_mode()
+def _examples(captioner: Captioner) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What the graphs are traced with and compared on: pixels of two pictures, a step of three hypotheses each."""
+    size = captioner.config.preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
+    memory = captioner.encode(pixels)
+    state = captioner.decoder.initial_state(memory, 1)
+    words = torch.randint(START, len(captioner.vocabulary), (2, 3), generator=generator)
+    heads = captioner.config.decoder.attention_heads
+    return pixels, (words, torch.zeros_like(words), state, *split(memory, heads))
+
+
+def _replace_all(folder: Path, new: Path) -> None:
+    """Put the files of `new` into `folder`, in place of all that an earlier export left there."""
+    folder.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if not (new / file.name).exists():
+            file.unlink()
+    for file in new.iterdir():
+        os.replace(file, folder / file.name)
 
 
 def _convert(module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]) -> ov.Model:

@@ -124,11 +124,7 @@ def fit(
     assert head is not None
     targets = torch.from_numpy(targets_of(train.pictures, tags)).to(device)
     wanted = torch.from_numpy(targets_of(val.pictures, tags)).to(device)
-    with torch.no_grad():  # begin with how often each word is said
-        head.whole.bias.copy_(torch.logit(targets.mean(0).clamp(1e-4, 1 - 1e-4)))
-        for layer in (head.region, head.whole):
-            layer.weight.mul_(0.1)
-        head.region.bias.zero_()
+    _say_shares(head, targets.mean(0))
     optimizer = torch.optim.AdamW(
         [
             {"params": [head.region.weight, head.whole.weight], "weight_decay": WEIGHT_DECAY},
@@ -172,6 +168,15 @@ def fit(
         head.slope.fill_(slope)
         head.shift.fill_(shift)
     return history
+
+
+@torch.no_grad()
+def _say_shares(head: TagHead, shares: Tensor) -> None:
+    """Let a fresh head begin with how often each word is said, (G,), whatever it sees."""
+    head.whole.bias.copy_(torch.logit(shares.clamp(1e-4, 1 - 1e-4)))
+    for layer in (head.region, head.whole):
+        layer.weight.mul_(0.1)
+    head.region.bias.zero_()
 
 
 @torch.inference_mode()
