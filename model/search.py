@@ -6,7 +6,7 @@ pictures or beams, and a step asks the device one question: how many pictures ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -122,8 +122,13 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
     for one caption finds the first of those that the search for several finds, and so on.
     At `max_length` words only the end may follow, at its true probability, so every caption is a
     whole sequence of the model, and so is every one that is made to start with some words, which come at
-    their true probabilities too. Finished pictures leave the batch.
+    their true probabilities too.
     """
+    return _collect(_as_they_finish(stepper, config, constraints), stepper.batch, config.num_captions)
+
+
+def _as_they_finish(stepper: Stepper, config: SearchConfig, constraints: Constraints) -> Iterator[tuple[Array, Done]]:
+    """The loop of `beam_search`: pictures leave the batch when they are finished, their places and what ended there."""
     K = live_hypotheses(config)
     C = candidate_count(K)
     T = config.max_length + 1
@@ -134,14 +139,9 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
     minus_inf = -float("inf")
     places = xp.arange(stepper.batch, device=device)  # of the pictures still searched, among all
     rows = places[:, None]  # (B, 1): values[rows, index] picks (B, C, ...) from (B, K, ...)
-    # Live hypotheses: their sum of log-probabilities, words and each word's log-probability. They begin as
-    # one, whose copies cannot win: arrays of one shape throughout cost less than the work saved.
-    scores = xp.where(xp.arange(K, device=device) == 0, xp.zeros_like(words, dtype=xp.float32), minus_inf)
-    history = xp.zeros((stepper.batch, K, 0), dtype=xp.int64, device=device)
-    history_lp = xp.zeros((stepper.batch, K, 0), dtype=xp.float32, device=device)
+    scores, history, history_lp = _one_alive(xp, words)
     final = xp.zeros((stepper.batch, K), dtype=xp.bool, device=device)  # the places of `done` that are final
     parent = done = None
-    found: list[tuple[Array, Done]] = []  # finished pictures: their places, and what they ended with
 
     for t in range(T):
         forbidden = _forbidden(xp, history, t, config, constraints)
@@ -173,7 +173,7 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
         if count >= max(LEAVING, len(places) / 4):
             order = xp.argsort(xp.astype(finished, xp.int64), stable=True)
             stay, leave = order[:-count], order[-count:]
-            found.append((places[leave], Done(*(part[leave] for part in done))))
+            yield places[leave], Done(*(part[leave] for part in done))
             stepper.keep(stay)
             done = Done(*(part[stay] for part in done))
             places, final, scores, parent, words, history, history_lp = (
@@ -185,8 +185,18 @@ def beam_search(stepper: Stepper, config: SearchConfig, constraints: Constraints
             scores = xp.where(finished[:, None], minus_inf, scores)
 
     assert done is not None
-    found.append((places, done))
-    return _collect(found, stepper.batch, config.num_captions)
+    yield places, done
+
+
+def _one_alive(xp: Any, words: Array) -> tuple[Array, Array, Array]:
+    """Live hypotheses before the first word: their sum of log-probabilities, words and each word's log-probability.
+
+    They begin as one, whose copies cannot win: arrays of one shape throughout cost less than the work saved.
+    """
+    (B, K), device = words.shape, array_api_compat.device(words)
+    scores = xp.where(xp.arange(K, device=device) == 0, xp.zeros_like(words, dtype=xp.float32), -float("inf"))
+    said = (xp.zeros((B, K, 0), dtype=dtype, device=device) for dtype in (xp.int64, xp.float32))
+    return scores, *said
 
 
 def live_hypotheses(config: SearchConfig) -> int:
@@ -372,7 +382,7 @@ def _top_k(values: Array, k: int) -> tuple[Array, Array]:
     return values[rows, index], index
 
 
-def _collect(found: list[tuple[Array, Done]], batch: int, count: int) -> list[list[Hypothesis]]:
+def _collect(found: Iterable[tuple[Array, Done]], batch: int, count: int) -> list[list[Hypothesis]]:
     """Places and what ended there -> each picture's hypotheses, on the host; empty places are left out."""
     collected: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for places, done in found:
