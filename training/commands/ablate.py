@@ -17,7 +17,8 @@ from training.commands.resumable import resumable
 from training.data import read
 from training.data.sentences import read_sentences
 from training.process import configure_process
-from training.studies.ablate import ROWS, Bench, page, plot, read_record, read_table
+from training.studies.ablate import ROWS, Bench, read_record, read_table
+from training.studies.ablation_page import page, plot
 
 log = logging.getLogger("training.ablate")
 

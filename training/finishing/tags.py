@@ -113,7 +113,6 @@ def fit(
     val: features.Features,
     epochs: int,
     device: torch.device,
-    seed: int = 0,
 ) -> list[dict[str, float]]:
     """Fit the head for tags to what the captions of `train` say, keep the epoch best on `val`, then calibrate it there.
 
@@ -134,13 +133,12 @@ def fit(
     )
     steps = epochs * -(-len(targets) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     history: list[dict[str, float]] = []
     best = {name: value.clone() for name, value in head.state_dict().items()}
     for epoch in range(epochs):
         head.train()
-        total = 0.0
-        order = rng.permutation(len(targets))
+        total, order = 0.0, rng.permutation(len(targets))
         views = rng.integers(train.data.shape[1], size=len(order))
         for rows in np.array_split(order, -(-len(order) // BATCH)):
             x = _regions(captioner, train, rows.tolist(), views[rows].tolist(), device)
@@ -151,13 +149,14 @@ def fit(
             schedule.step()
             total += float(loss.detach())
         logits = predict(captioner, val, device)
+        loss_there = float(F.binary_cross_entropy_with_logits(logits, wanted))
         figures = {
             "epoch": epoch + 1,
             "train_loss": total / targets.numel(),
-            "val_loss": float(F.binary_cross_entropy_with_logits(logits, wanted)),
+            "val_loss": loss_there,
             "val_map": mean_average_precision(logits.cpu().numpy(), wanted.cpu().numpy()),
+            "score": -loss_there,
         }
-        figures["score"] = -figures["val_loss"]
         log.info("%s", figures)
         if not history or figures["score"] > max(past["score"] for past in history):
             best = {name: value.clone() for name, value in head.state_dict().items()}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,63 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from model.checkpoint import load_captioner
 from model.errors import ConfigError
 from tests.training.shapes import write_shapes
+from tests.training.studies.tables import TABLE, bench_of, result_of, write
 from tests.training.tiny import CPU, recipe, shapes
-from training.commands.ablate import main
 from training.config import Recipe
 from training.data import CaptionData, read
 from training.finishing.interpolate import SHARES, between
 from training.loop import train
 from training.studies import ablate
-from training.studies.ablate import Bench, Result, Row, Table, facts, keep, limited, read_record, read_table, spread
+from training.studies.ablate import Bench, Row, Table, limited, read_record, read_table
+from training.studies.ablation_page import facts
 
-DOCS = Path(__file__).parents[3] / "docs"
-
-TABLE = """
-[pictures]
-train = 20
-val = 5
-[base]
-encoder_weights = "none"
-min_count = 1
-[base.model.preprocess]
-size = 32
-[base.model.encoder]
-name = "efficientnet_lite_tiny"
-[base.model.decoder]
-embed_size = 8
-hidden_size = 8
-[base.train]
-epochs = 1
-captions_per_picture = 1
-precision = "fp32"
-[rows."second seed"]
-train.seed = 1
-[rows."fed pieces"]
-vocabulary = "pieces"
-pieces = 30
-model.decoder = {feed_attention = true, tied = false}
-[rows."left alone"]
-train_sets = ["left"]
-[rows."more"]
-init = "base"
-[rows."pupil"]
-init = "more"
-teachers = ["base", "more"]
-train.teacher_share = 0.5
-[rows."in between"]
-between = ["base", "more"]
-[rows."from there"]
-init = "in between"
-[rows."together"]
-ensemble = ["base", "in between"]
-[rows."greedy"]
-model.search.beam_size = 1
-"""
 MEANS = """
 [rows."read first"]
 sentences = 30
@@ -73,23 +29,6 @@ sentences = 30
 init = "base"
 model.decoder.tag_slots = 2
 """
-
-
-def write(folder: Path, text: str = TABLE) -> Path:
-    file = folder / "ablation.toml"
-    file.write_text(text)
-    return file
-
-
-def bench_of(folder: Path, runs: str = "runs", data: CaptionData | None = None) -> Bench:
-    table, data = read_table(write(folder)), data or shapes(folder)
-    return Bench(table, data, folder / runs, folder / "cache", CPU, folder / "ablation.json")
-
-
-def result_of(table: Table, row: Row, *ciders: float) -> Result:
-    epoch = {"val_loss": 1.0, "distinct": 2, "val_repeated": 0.0}
-    history = [{**epoch, "epoch": i, "val_cider": {"a": cider, "b": 1.0}} for i, cider in enumerate(ciders, 1)]
-    return Result(history, 9, {"a": 3}, 1.0, table.of(row))
 
 
 def test_rows_change_the_base_and_are_told_apart(tmp_path: Path) -> None:
@@ -310,103 +249,3 @@ def test_an_interval_is_of_pictures_in_pairs_and_sets_by_their_weight(tmp_path: 
     assert bench._interval(tmp_path / "base") is None
     (tmp_path / "base" / "ciders.json").unlink()
     assert bench._interval(tmp_path / "other") is None
-
-
-def test_the_base_may_name_its_sets_and_rows_others(tmp_path: Path) -> None:
-    text = '[base]\ntrain_sets = ["a"]\n[rows.more]\ntrain_sets = ["a", "b"]\n[rows.rare]\nmin_count = 2\n'
-    table = read_table(write(tmp_path, 'title = "Of sets"\n' + text))
-    assert [row.train_sets for row in table.rows] == [("a",), ("a", "b"), ("a",)]
-    assert [table.section(row) for row in table.rows] == ["training", "sets", "training"]
-    results = {row.name: result_of(table, row, 30.0) for row in table.rows}
-    results["more"] = replace(results["more"], interval=[-1.25, 3.5])
-    page = ablate.page(table, results, "of-sets")
-    assert page.startswith("# Of sets\n")
-    assert "(images/of-sets.png)" in page
-    assert "| +0.0 | -1.2 to +3.5 |" in page
-    assert "| +0.0 | - |" in page
-
-
-def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed, name in enumerate(("left", "right")):
-        write_shapes(tmp_path / name, train=22, val=6, test=1, size=32, seed=seed)
-    arguments = ["--table", str(write(tmp_path)), "--data", str(tmp_path / "left"), str(tmp_path / "right")]
-    arguments += [part for name in ("runs", "cache", "docs") for part in (f"--{name}", str(tmp_path / name))]
-    (tmp_path / "docs").mkdir()
-    assert main([*arguments, "--minutes", "0"]) == 0  # the base alone: what all are compared with
-    assert "One seed only" in (tmp_path / "docs" / "ablation.md").read_text()
-    assert main([*arguments, "--rows", "second seed", "left alone", "greedy"]) == 0
-    capsys.readouterr()
-    assert main(arguments) == 0
-    text = (tmp_path / "docs" / "ablation.md").read_text()
-    assert text in capsys.readouterr().out
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| row")]
-    assert [row.split("|")[1].strip() for row in rows] == [
-        "base", "second seed", "fed pieces", "base", "more", "pupil", "in between", "from there", "together",
-        "base", "left alone", "base", "greedy",
-    ]  # fmt: skip
-    assert {row.count("|") for row in rows} == {12}
-    assert "1 epochs on 40 pictures" in text
-    assert re.search(r"`between = .*`, share (0|1|0\.\d+) \|", text)
-    record = read_record(tmp_path / "docs" / "ablation.json")
-    assert list(record) == [row.name for row in read_table(write(tmp_path)).rows]
-    assert all(set(made.best["val_cider"]) == {"left", "right"} and made.seconds > 0 for made in record.values())
-    assert [made.pictures for made in record.values()] == [40, 40, 40, 20, 40, 40, 40, 40, 40, 40]
-    assert all(made.scored == {"left": 5, "right": 5} for made in record.values())
-    with Image.open(tmp_path / "docs" / "images" / "ablation.png") as image:
-        assert image.width > 1000
-    assert main([*arguments, "--rows", "nonsense"]) == 1
-    assert "no row 'nonsense'; rows: base, second seed" in capsys.readouterr().err
-
-
-def test_the_record_alone_gives_the_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    table = read_table(write(tmp_path))
-    arguments = ["--table", str(tmp_path / "ablation.toml"), "--docs", str(tmp_path)]
-    assert main(arguments) == 1
-    assert "holds no result of the base as it is now" in capsys.readouterr().err
-    for row in table.rows[:2]:
-        keep(table, tmp_path / "ablation.json", row.name, result_of(table, row, 30.0, 20.0))
-    changed = replace(table.rows[2], teachers=("base",))
-    keep(table, tmp_path / "ablation.json", changed.name, result_of(table, changed, 99.0))
-    before = (tmp_path / "ablation.json").read_bytes()
-    assert main(arguments) == 0
-    text = (tmp_path / "ablation.md").read_text()
-    assert "| second seed |" in text
-    assert "fed pieces" not in text
-    assert "not shown, because they have changed since or are no rows any more: fed pieces" in caplog.text
-    assert (tmp_path / "images" / "ablation.png").is_file()
-    assert (tmp_path / "ablation.json").read_bytes() == before
-    (tmp_path / "ablation.json").write_text('[{"row": "base", "cider": 3}]')
-    assert main(arguments) == 1
-    assert "ablation.json is no record of results" in capsys.readouterr().err
-
-
-def test_the_page_that_ships_is_what_its_record_gives() -> None:
-    table = read_table(ablate.ROWS)
-    recorded = read_record(DOCS / "ablation.json")
-    assert table.known(recorded) == recorded
-    assert ablate.page(table, recorded, "ablation") == (DOCS / "ablation.md").read_text()
-
-
-def test_curves_are_of_training_and_stand_at_their_epochs(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path))
-    curves = {row.name: ablate.curve(table, row, result_of(table, row, 3.0, 5.0)) for row in table.rows}
-    assert curves.pop("in between") == curves.pop("together") == curves.pop("greedy") == ([], [])
-    assert all(curve == ([1, 2], [3.0, 5.0]) for curve in curves.values())
-    base = table.rows[0]
-    alone = result_of(table, base, 3.0, 5.0)
-    assert ablate.curve(table, base, replace(alone, history=alone.history[1:])) == ([2], [5.0])
-
-
-def test_changes_are_against_the_base_and_the_spread_is_of_its_seeds() -> None:
-    of = recipe()
-    names = ("base", "second seed", "other")
-    seed, other = recipe(seed=1), recipe(clip=1.0)
-    table = Table(tuple(Row(n, r, "x" * (n != "base")) for n, r in zip(names, (of, seed, other), strict=True)), {})
-    ciders = {"base": (30.0, 20.0), "second seed": (28.0, 29.5), "other": (33.0, 3.0)}
-    results = {row.name: result_of(table, row, *ciders[row.name]) for row in table.rows}
-    lines = facts(table, results)
-    assert [line["to_base"] for line in lines] == [0.0, -0.5, 3.0]  # of each row's best epoch
-    assert spread(table, lines) == 0.5
-    assert spread(table, lines[:1]) is None
