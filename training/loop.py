@@ -127,62 +127,32 @@ def fit(
     optimizer takes them. judge: what the history keeps of an epoch, and the score that the best one has most of.
     saved: what `read_state` found.
     """
-    config, frozen = recipe.train, len(captioner.encoder.stages) - recipe.train_stages
     # A small set comes to min_steps by more epochs; patience is given in epochs of the recipe.
+    config = recipe.train
     epochs = max(config.epochs, math.ceil(config.min_steps / len(source)))
     patience = config.patience * epochs / config.epochs
 
     # --- weights
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     average = optimisation.WeightAverage(trained, config.average) if config.average else None
-    progress = Progress()
+    progress = restore_state(saved, trained, optimizer, average) if saved else Progress()
     run.mkdir(parents=True, exist_ok=True)
-    state = run / STATE
     if saved:
-        progress = restore_state(saved, trained, optimizer, average)
         log.info("resuming at epoch %d, step %d", progress.epoch + 1, progress.step)
     else:
         distributed.on_main(write_json)(run / "recipe.json", asdict(recipe))
 
+    def save() -> None:
+        save_state(run / STATE, trained, optimizer, average, progress, recipe, made_from)
+
     # --- the loop
     writer = SummaryWriter(run / "tensorboard") if distributed.is_main() else None
-    last_save = time.monotonic()
     while progress.epoch < epochs and progress.epoch - progress.best_epoch < patience:
-        optimisation.training_mode(captioner, frozen, config)
-        bar = tqdm(source.batches(progress.epoch, device, progress.step), f"epoch {progress.epoch + 1}/{epochs}",
-                   total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
-                   disable=not distributed.is_main())  # fmt: skip
-        began, learnt = time.monotonic(), 0
-        own_share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
-        for batch in bar:
-            done = progress.epoch * len(source) + progress.step
-            factor = learning_rate_factor(done, epochs * len(source), config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["peak"]
-            distributed.reseed(config.seed, progress.epoch, progress.step)
-            with optimisation.autocast(device, config.precision):
-                loss, metric = objective(batch, own_share)
-            norm = optimisation.descend(loss, optimizer, config.clip)
-            if config.batch_norm == "learnt":
-                distributed.average(b for b in captioner.buffers() if b.is_floating_point())
-            if average:
-                average.update()
-            learnt += len(batch.rows)
-            mean_loss, mean_metric = distributed.mean(float(loss.detach()), metric)
-            progress.end_step(mean_loss, mean_metric, norm)
-            bar.set_postfix(
-                {name: f"{mean:.4f}" for name, mean in progress.means(objective.metric).items()}, refresh=False
-            )
-            if time.monotonic() - last_save > config.save_every:
-                save_state(state, trained, optimizer, average, progress, recipe, made_from)
-                last_save = time.monotonic()
-        speed = distributed.world_size() * learnt / (time.monotonic() - began)
-
+        speed = learn(recipe, captioner, source, objective, optimizer, average, progress, epochs, device, save)
         if average:
             average.swap()
         figures, score = judge()
-        learning_rate = optimizer.param_groups[0]["lr"]
-        record = progress.end_epoch(objective.metric, learning_rate, {**figures, "score": score})
+        record = progress.end_epoch(objective.metric, optimizer.param_groups[0]["lr"], {**figures, "score": score})
         if writer:
             _log_epoch(writer, objective.metric, record, speed)
         if score > progress.best:
@@ -192,15 +162,59 @@ def fit(
         if average:
             average.swap()
         distributed.on_main(write_json)(run / "history.json", progress.history)
-        save_state(state, trained, optimizer, average, progress, recipe, made_from)
-        last_save = time.monotonic()
+        save()
     if writer:
         writer.close()
     distributed.barrier()
-    best = best_epoch(progress.history)
-    ciders = "".join(f", CIDEr {name} {value:.1f}" for name, value in best.get("val_cider", {}).items())
-    log.info("best epoch %d, validation loss %.3f%s, in %s", best["epoch"], best["val_loss"], ciders, run)
+    _log_best(progress, run)
     return run / "best"
+
+
+def learn(
+    recipe: Recipe,
+    captioner: Captioner,
+    source: Source,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    average: optimisation.WeightAverage | None,
+    progress: Progress,
+    epochs: int,
+    device: torch.device,
+    save: Callable[[], None],
+) -> float:
+    """Take the steps that are left of the present one of `epochs`; returns how many rows a second were learnt from.
+
+    save: where the run stands, called every `train.save_every` seconds.
+    """
+    config, frozen = recipe.train, len(captioner.encoder.stages) - recipe.train_stages
+    optimisation.training_mode(captioner, frozen, config)
+    bar = tqdm(source.batches(progress.epoch, device, progress.step), f"epoch {progress.epoch + 1}/{epochs}",
+               total=len(source), initial=progress.step, mininterval=2 if sys.stderr.isatty() else 20, unit="step",
+               disable=not distributed.is_main())  # fmt: skip
+    began, learnt = time.monotonic(), 0
+    last_save = began
+    own_share = config.scheduled_sampling * progress.epoch / max(epochs - 1, 1)
+    for batch in bar:
+        done = progress.epoch * len(source) + progress.step
+        factor = learning_rate_factor(done, epochs * len(source), config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["peak"]
+        distributed.reseed(config.seed, progress.epoch, progress.step)
+        with optimisation.autocast(device, config.precision):
+            loss, metric = objective(batch, own_share)
+        norm = optimisation.descend(loss, optimizer, config.clip)
+        if config.batch_norm == "learnt":
+            distributed.average(b for b in captioner.buffers() if b.is_floating_point())
+        if average:
+            average.update()
+        learnt += len(batch.rows)
+        mean_loss, mean_metric = distributed.mean(float(loss.detach()), metric)
+        progress.end_step(mean_loss, mean_metric, norm)
+        bar.set_postfix({name: f"{mean:.4f}" for name, mean in progress.means(objective.metric).items()}, refresh=False)
+        if time.monotonic() - last_save > config.save_every:
+            save()
+            last_save = time.monotonic()
+    return distributed.world_size() * learnt / (time.monotonic() - began)
 
 
 def _log_epoch(writer: SummaryWriter, metric: str, record: Mapping[str, Any], speed: float) -> None:
@@ -212,6 +226,12 @@ def _log_epoch(writer: SummaryWriter, metric: str, record: Mapping[str, Any], sp
     writer.add_scalar("learnt_per_second", speed, record["epoch"])
     for name, value in record.get("val_cider", {}).items():
         writer.add_scalar(f"val_cider/{name}", value, record["epoch"])
+
+
+def _log_best(progress: Progress, run: Path) -> None:
+    best = best_epoch(progress.history)
+    ciders = "".join(f", CIDEr {name} {value:.1f}" for name, value in best.get("val_cider", {}).items())
+    log.info("best epoch %d, validation loss %.3f%s, in %s", best["epoch"], best["val_loss"], ciders, run)
 
 
 def as_run(recipe: Recipe, captioner: Captioner, device: torch.device) -> Recipe:
