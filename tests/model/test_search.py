@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -196,6 +196,7 @@ def test_fewer_captions_are_the_first_of_more(like: str) -> None:
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(2, 6), st.integers(1, 12), st.integers(1, 5), lengths, ngrams, seeds)
+    @example(6, 8, 4, 1.0, 0, 2)  # of those drawn it may be none that has one
     def check(words: int, max_length: int, beam_size: int, length_penalty: float, block_ngram: int, seed: int) -> None:
         nonlocal later
         model = replace(Model.random(4, words, seed, spread=1.0), like=like)
