@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import os
 import re
@@ -19,21 +18,20 @@ import torch
 
 from model.captioner import Captioner
 from model.checkpoint import load_captioner, open_checkpoint, save_captioner
-from model.config import EncoderConfig, RerankConfig, SearchConfig
+from model.config import EncoderConfig, SearchConfig
 from model.encoder import fold_norms
 from model.errors import ConfigError
-from model.vocabulary import SPECIAL, Vocabulary
-from tests.model.tiny import liven
+from model.vocabulary import Vocabulary
 from tests.training import tiny
 from tests.training.shapes import write_shapes
 from training import batching, objectives, process, validation
 from training.commands.train import main
 from training.config import Recipe, find_recipe
 from training.data import CaptionData, DataError, read
-from training.initialisation import extended, inherited, initial_captioner
+from training.initialisation import inherited, initial_captioner
 from training.language.sides import mirrored
 from training.loop import train
-from training.optimisation import TrainingDiverged, learning_rate_factor, parameter_groups
+from training.optimisation import TrainingDiverged, parameter_groups
 from training.validation import FEWEST, Evaluation, best_epoch, chosen_by
 
 ALWAYS, NEVER = -1.0, 1e9  # save_every: after each step, or only after each epoch
@@ -182,31 +180,6 @@ def test_only_what_the_recipe_trains_changes(data: CaptionData, cache: Path, tmp
         groups = parameter_groups(fresh, len(fresh.encoder.stages) - stages, recipe.train)
         assert len(moved) == sum(len(group["params"]) for group in groups)
         assert len(groups) == (2 if stages == 0 else 6)
-
-
-def test_later_stages_learn_faster_and_vectors_do_not_decay(data: CaptionData) -> None:
-    recipe = tiny.recipe(learning_rate=1.0, encoder_learning_rate=0.1, encoder_decay=0.5, weight_decay=0.2)
-    captioner = tiny.captioner(data)
-    groups = parameter_groups(captioner, 6, recipe.train)
-    assert [group["peak"] for group in groups] == pytest.approx([1, 1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
-    for group in groups:
-        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
-        assert all(p.requires_grad for p in group["params"])
-    assert not any(p.requires_grad for p in captioner.encoder.stages[:6].parameters())
-    assert len({id(p) for group in groups for p in group["params"]}) == sum(len(g["params"]) for g in groups)
-
-
-def test_the_schedule_warms_up_and_falls_to_a_twentieth() -> None:
-    rates = [learning_rate_factor(step, 100, 10) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9] == rates[10] == 1
-    assert rates[100] == pytest.approx(0.05)
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert learning_rate_factor(3, 2, 10) == pytest.approx(0.4)  # a run shorter than its warm-up
-    for steps in (25, 100, 5000):  # a share is of the steps that there are
-        assert learning_rate_factor(round(0.2 * steps), steps, 0.2) == pytest.approx(1)
-        assert learning_rate_factor(0, steps, 0.2) == pytest.approx(5 / steps)
-    assert learning_rate_factor(0, 10, 0.0) == 1
 
 
 def test_a_small_set_gets_more_epochs_and_as_much_more_patience(
@@ -442,52 +415,8 @@ def test_a_fitted_temperature_is_not_kept_when_the_weights_change(
     assert open_checkpoint(best).config.temperature == 1.0
 
 
-def as_released(data: CaptionData, folder: Path) -> Captioner:
-    """A checkpoint with all that a release is fitted with at its end."""
-    captioner = tiny.captioner(data)
-    tags = captioner.vocabulary.words[4:9]
-    config = replace(captioner.config, tags=tags, things=tags[:2], rerank=RerankConfig(size=3), review_below=0.4)
-    released = Captioner(config, captioner.vocabulary)
-    assert released.tags is not None
-    torch.nn.init.constant_(released.tags.slope, 1.5)
-    save_captioner(released, folder, {})
-    return released
-
-
-@pytest.mark.parametrize("extend", [False, True])
-@pytest.mark.parametrize(("stages", "slots"), [(0, 0), (2, 0), (0, 3), (2, 3)])
-def test_what_a_release_was_fitted_with_is_left_behind_but_tags_that_still_hold(
-    stages: int, slots: int, extend: bool, data: CaptionData, tmp_path: Path
-) -> None:
-    released = as_released(data, tmp_path)
-    recipe = replace(inherited(tmp_path), train_stages=stages, extend=extend, min_count=1)
-    recipe = replace(recipe, model=replace(recipe.model, decoder=replace(recipe.model.decoder, tag_slots=slots)))
-    words = ("zebras", "graze") if extend else ()
-    more = replace(data.split("train")[0], captions=(" ".join(words),)) if extend else data.split("train")[0]
-    made = initial_captioner(recipe, CaptionData((more,), {}), tmp_path)
-    kept = stages == 0 or slots > 0
-    assert made.config.rerank == RerankConfig()
-    assert made.config.review_below == 0
-    assert (made.feature, made.config.tags) == (None, released.config.tags if kept else ())
-    assert (made.tags is not None) == kept
-    assert made.vocabulary.words == (*released.vocabulary.words, *sorted(words))
-    state, before = made.state_dict(), released.state_dict()
-    for name, value in before.items():
-        if name.startswith("feature") or (name.startswith("tags") and not kept):
-            assert name not in state
-        elif extend and len(value.shape) and len(value) == len(released.vocabulary):
-            assert torch.allclose(state[name][: len(value)], value, atol=1e-3)
-        else:
-            assert torch.allclose(state[name], value, atol=1e-3)  # float16
-    assert {name for name in state if name not in before} == (
-        {"decoder.tag.weight", "decoder.tag.bias"} if slots else set()
-    )
-    save_captioner(made, tmp_path / "again", {})
-    assert load_captioner(tmp_path / "again").config == made.config
-
-
 def test_a_decoder_learns_to_look_at_tags_and_the_tags_stay(data: CaptionData, cache: Path, tmp_path: Path) -> None:
-    released = as_released(data, tmp_path / "init")
+    released = tiny.as_released(data, tmp_path / "init")
     recipe = tiny.recipe(epochs=1)
     recipe = replace(recipe, model=replace(recipe.model, decoder=replace(recipe.model.decoder, tag_slots=3)))
     with pytest.raises(ConfigError, match="tag_slots is 3, of 0 tags; it takes a checkpoint that has been given"):
@@ -500,24 +429,6 @@ def test_a_decoder_learns_to_look_at_tags_and_the_tags_stay(data: CaptionData, c
     changed = {name for name, value in before.state_dict().items() if not torch.allclose(value, after[name], atol=1e-3)}
     assert {"decoder.tag.weight", "decoder.embedding.weight"} <= changed
     assert all(name.startswith("decoder.") for name in changed)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_vocabulary_grows_and_what_is_said_stays(tied: bool, data: CaptionData) -> None:
-    of = tiny.recipe()
-    of = replace(of, model=replace(of.model, decoder=replace(of.model.decoder, tied=tied)))
-    before = tiny.captioner(data, of).eval()
-    liven(before.decoder)
-    after = extended(before, Vocabulary((*SPECIAL, "zebra", before.vocabulary.words[5], "oboe"), {"zebra": "Zebra"}))
-    assert after.vocabulary.words == (*before.vocabulary.words, "zebra", "oboe")
-    assert after.vocabulary.capitals == {"zebra": "Zebra"}
-    known = len(before.vocabulary)
-    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    words = torch.tensor([[[1, 4, 5, 6]], [[1, 6, 5, 4]]])
-    torch.testing.assert_close(after(pixels, words)[..., :known], before(pixels, words))
-    assert (after.decoder.output_bias[known:] == before.decoder.output_bias[4:].min()).all()
-    assert not torch.equal(after.decoder.embedding.weight[known], after.decoder.embedding.weight[known + 1])
 
 
 def test_words_that_the_captions_add_are_learnt_with_extend_only(
@@ -551,12 +462,6 @@ def test_sets_have_weights_in_the_choice_of_the_best_epoch(
     best = run(recipe, CaptionData(both, {}), tmp_path, cache)
     assert open_checkpoint(best).metrics["validation"]["epoch"] == 2
     assert best_epoch(json.loads((tmp_path / "history.json").read_text()))["epoch"] == 2
-
-
-def test_the_best_epoch_of_a_history_without_scores_is_the_first_sets() -> None:
-    history = [{"val_cider": {"a": a, "b": -a}} for a in (1.0, 3.0, 2.0)]
-    assert best_epoch(history) == history[1]
-    assert best_epoch([{**epoch, "score": -i} for i, epoch in enumerate(history)])["val_cider"]["a"] == 1.0
 
 
 @pytest.mark.parametrize("key", ["visits", "choose"])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from model.captioner import Captioner
-from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, SearchConfig
+from model.checkpoint import save_captioner
+from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, RerankConfig, SearchConfig
 from model.vocabulary import Vocabulary
 from tests.model.tiny import ENCODER
+from tests.training import tiny
 from tests.training.shapes import write_shapes
 from training.config import Recipe, TrainConfig
-from training.data import CaptionData, read
+from training.data import CaptionData, Picture, read
+from training.features import Features
 
 CPU = torch.device("cpu")
 
@@ -57,3 +62,32 @@ def captioner(data: CaptionData, of: Recipe | None = None) -> Captioner:
     torch.manual_seed(0)
     vocabulary = Vocabulary.build(("left right", *(c for p in data.pictures for c in p.captions)), 1)
     return Captioner((of or recipe()).model, vocabulary)
+
+
+def feature_set(captions: Sequence[Sequence[str]], views: int = 1, pixels: bool = False) -> Features:
+    """Features of pictures with these captions; row r, view v is filled with r + v / 10."""
+    count = len(captions)
+    if pixels:
+        data: np.ndarray = np.random.default_rng(0).integers(0, 256, (count, 1, 8, 8, 3), dtype=np.uint8)
+    else:
+        data = np.arange(count)[:, None] + np.arange(views)[None] / 10
+        data = np.broadcast_to(data[:, :, None, None, None], (count, views, 1280, 1, 1)).astype(np.float16)
+    flipped = np.zeros((count, views), np.bool_)
+    flipped[:, 1::2] = True
+    pictures = tuple(
+        Picture(f"{i}.png", tuple(mine), "train", "shapes" if i % 2 else "others", Path("none"))
+        for i, mine in enumerate(captions)
+    )
+    return Features(data, flipped, pictures, (), 9)
+
+
+def as_released(data: CaptionData, folder: Path) -> Captioner:
+    """A checkpoint with all that a release is fitted with at its end."""
+    captioner = tiny.captioner(data)
+    tags = captioner.vocabulary.words[4:9]
+    config = replace(captioner.config, tags=tags, things=tags[:2], rerank=RerankConfig(size=3), review_below=0.4)
+    released = Captioner(config, captioner.vocabulary)
+    assert released.tags is not None
+    torch.nn.init.constant_(released.tags.slope, 1.5)
+    save_captioner(released, folder, {})
+    return released

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load_captioner, save_captioner
+from model.config import RerankConfig
+from model.vocabulary import SPECIAL, Vocabulary
+from tests.model.tiny import liven
+from tests.training import tiny
+from training.data import CaptionData
+from training.initialisation import extended, inherited, initial_captioner
+from training.validation import FEWEST
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
+    return tiny.shapes(tmp_path_factory.mktemp("data"), val=FEWEST)
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize(("stages", "slots"), [(0, 0), (2, 0), (0, 3), (2, 3)])
+def test_what_a_release_was_fitted_with_is_left_behind_but_tags_that_still_hold(
+    stages: int, slots: int, extend: bool, data: CaptionData, tmp_path: Path
+) -> None:
+    released = tiny.as_released(data, tmp_path)
+    recipe = replace(inherited(tmp_path), train_stages=stages, extend=extend, min_count=1)
+    recipe = replace(recipe, model=replace(recipe.model, decoder=replace(recipe.model.decoder, tag_slots=slots)))
+    words = ("zebras", "graze") if extend else ()
+    more = replace(data.split("train")[0], captions=(" ".join(words),)) if extend else data.split("train")[0]
+    made = initial_captioner(recipe, CaptionData((more,), {}), tmp_path)
+    kept = stages == 0 or slots > 0
+    assert made.config.rerank == RerankConfig()
+    assert made.config.review_below == 0
+    assert (made.feature, made.config.tags) == (None, released.config.tags if kept else ())
+    assert (made.tags is not None) == kept
+    assert made.vocabulary.words == (*released.vocabulary.words, *sorted(words))
+    state, before = made.state_dict(), released.state_dict()
+    for name, value in before.items():
+        if name.startswith("feature") or (name.startswith("tags") and not kept):
+            assert name not in state
+        elif extend and len(value.shape) and len(value) == len(released.vocabulary):
+            assert torch.allclose(state[name][: len(value)], value, atol=1e-3)
+        else:
+            assert torch.allclose(state[name], value, atol=1e-3)  # float16
+    assert {name for name in state if name not in before} == (
+        {"decoder.tag.weight", "decoder.tag.bias"} if slots else set()
+    )
+    save_captioner(made, tmp_path / "again", {})
+    assert load_captioner(tmp_path / "again").config == made.config
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_grows_and_what_is_said_stays(tied: bool, data: CaptionData) -> None:
+    of = tiny.recipe()
+    of = replace(of, model=replace(of.model, decoder=replace(of.model.decoder, tied=tied)))
+    before = tiny.captioner(data, of).eval()
+    liven(before.decoder)
+    after = extended(before, Vocabulary((*SPECIAL, "zebra", before.vocabulary.words[5], "oboe"), {"zebra": "Zebra"}))
+    assert after.vocabulary.words == (*before.vocabulary.words, "zebra", "oboe")
+    assert after.vocabulary.capitals == {"zebra": "Zebra"}
+    known = len(before.vocabulary)
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    words = torch.tensor([[[1, 4, 5, 6]], [[1, 6, 5, 4]]])
+    torch.testing.assert_close(after(pixels, words)[..., :known], before(pixels, words))
+    assert (after.decoder.output_bias[known:] == before.decoder.output_bias[4:].min()).all()
+    assert not torch.equal(after.decoder.embedding.weight[known], after.decoder.embedding.weight[known + 1])
