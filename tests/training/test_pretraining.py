@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gzip
 import json
-import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from model.vocabulary import END, PAD, START
 from tests.training import tiny
 from training import loop
 from training.augment import AugmentConfig
-from training.commands.pretrain import main
 from training.data import CaptionData, DataError
 from training.finishing.tags import give_tags, sensitivity
 from training.initialisation import inherited, with_slots
@@ -167,25 +164,3 @@ def test_surprise_is_the_mean_over_words_however_they_are_batched(data: CaptionD
     each = [surprise(model, [[caption]], tiny.recipe().train, tiny.CPU) for caption in captions]
     expected = float(np.average(each, weights=lengths))
     assert surprise(model, [many], tiny.recipe().train, tiny.CPU) == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_command_leaves_out_what_validation_says(
-    data: CaptionData, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    recipe = tmp_path / "small.toml"
-    recipe.write_text(
-        'encoder_weights = "none"\nmin_count = 1\n[model.preprocess]\nsize = 32\n[model.encoder]\n'
-        f'name = "{tiny.ENCODER}"\n[model.decoder]\nembed_size = 8\nhidden_size = 8\n'
-        '[train]\nepochs = 1\nprecision = "fp32"\n'
-    )
-    held_out = data.split("val")[0].captions[0]
-    text = tmp_path / "text.jsonl.gz"
-    with gzip.open(text, "wt") as file:
-        file.write("".join(json.dumps({"captions": [s, f"{held_out}."]}) + "\n" for s in SENTENCES))
-    folder = Path(data.pictures[0].source)
-    arguments = ["--recipe", str(recipe), "--data", str(tmp_path / folder), "--text", str(text)]
-    tiny.shapes(tmp_path)
-    with caplog.at_level(logging.INFO, "training"):
-        assert main([*arguments, "--run", str(tmp_path / "run")]) == 0
-    assert "24 sentences without pictures" in caplog.text
-    assert main([*arguments[:-1], str(tmp_path / "none.jsonl"), "--run", str(tmp_path / "other")]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from model.checkpoint import save_captioner
 from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessConfig, RerankConfig, SearchConfig
 from model.vocabulary import Vocabulary
 from tests.model.tiny import ENCODER
-from tests.training import tiny
 from tests.training.shapes import write_shapes
 from training.config import Recipe, TrainConfig
 from training.data import CaptionData, Picture, read
@@ -83,11 +83,21 @@ def feature_set(captions: Sequence[Sequence[str]], views: int = 1, pixels: bool 
 
 def as_released(data: CaptionData, folder: Path) -> Captioner:
     """A checkpoint with all that a release is fitted with at its end."""
-    captioner = tiny.captioner(data)
-    tags = captioner.vocabulary.words[4:9]
-    config = replace(captioner.config, tags=tags, things=tags[:2], rerank=RerankConfig(size=3), review_below=0.4)
-    released = Captioner(config, captioner.vocabulary)
+    made = captioner(data)
+    tags = made.vocabulary.words[4:9]
+    config = replace(made.config, tags=tags, things=tags[:2], rerank=RerankConfig(size=3), review_below=0.4)
+    released = Captioner(config, made.vocabulary)
     assert released.tags is not None
     torch.nn.init.constant_(released.tags.slope, 1.5)
     save_captioner(released, folder, {})
     return released
+
+
+def pair(folder: Path) -> tuple[Captioner, Captioner]:
+    """Two captioners that know the shapes in `folder`, one not far from the other."""
+    a = captioner(shapes(folder))
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        for parameter in b.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return a, b

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from model.captioner import Captioner
-from model.checkpoint import open_checkpoint, save_captioner
 from model.config import DecoderConfig, ModelConfig, PreprocessConfig
 from model.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
-from training.commands.calibrate import main
 from training.data import DataError, Picture, read
 from training.evaluation import confidence, teacher_force
 from training.finishing.calibrate import fit_temperature
@@ -102,19 +100,3 @@ def test_unknown_reference_words_count_as_wrong(captioner: Captioner) -> None:
     mixed = torch.where(torch.arange(500) % 5 == 0, UNKNOWN, best)
     sure, less_sure = (fit_temperature(captioner, outputs, targets) for targets in (best, mixed))
     assert sure < less_sure
-
-
-def test_the_command_stores_the_temperature_and_keeps_the_rest(
-    captioner: Captioner, pictures: list[Picture], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "checkpoint"
-    save_captioner(captioner, folder, {"note": "kept"})
-    weights = (folder / "model.safetensors").read_bytes()
-    data = str(pictures[0].path.parent)
-    assert main([str(folder), "--data", data]) == 0
-    checkpoint = open_checkpoint(folder)
-    assert checkpoint.config.temperature != 1.0
-    assert checkpoint.metrics == {"note": "kept"}
-    assert (folder / "model.safetensors").read_bytes() == weights
-    assert main([str(folder), "--data", data, "--split", "test"]) == 1
-    assert "no test pictures" in capsys.readouterr().err

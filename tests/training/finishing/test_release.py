@@ -17,7 +17,6 @@ from model.checkpoint import NEIGHBOURS, load_captioner, open_checkpoint, save_c
 from model.config import RerankConfig, SearchConfig
 from model.errors import CaptionModelError
 from tests.training import tiny
-from training.commands import release as release_command
 from training.data import DataError, Picture
 from training.finishing import release
 from training.scoring.objects import ObjectReport
@@ -123,15 +122,6 @@ def test_where_captions_are_right_enough_none_wants_a_review() -> None:
     threshold, facts = release.review_threshold([sure, weak, weaker])
     assert threshold == 0.6
     assert facts["weaker"] == {"above": 50, "objects_right_above": 100, "objects_right_below": 0}
-
-
-def test_notes_that_lack_a_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    notes = tmp_path / "notes.toml"
-    notes.write_text('intended = "tests"\ndata = []\n')
-    arguments = [str(tmp_path), "--data", "none", "--to", str(tmp_path / "to"), "--notes", str(notes)]
-    assert release_command.main([*arguments, "--name", "tiny", "--version", "1"]) == 1
-    assert "lacks failures, limits, terms" in capsys.readouterr().err
-    assert not (tmp_path / "to").exists()
 
 
 @pytest.fixture
