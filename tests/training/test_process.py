@@ -62,3 +62,10 @@ def test_the_processor_is_asked_as_the_engine_asks(checkpoint: Path) -> None:
     engine = load_engine(checkpoint, "cpu", "openvino")
     assert isinstance(engine, OpenVINOEngine)
     assert process._cpu_has_bf16() == (engine._encoder_precision == "bf16")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_gpu_is_taken_where_there_is_one_unless_named(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert process.device_of("auto") == torch.device("cuda" if there else "cpu")
+    assert process.device_of("cpu") == torch.device("cpu")

@@ -49,3 +49,16 @@ def names(data: CaptionData, split: str) -> list[str]:
 
 def captions(data: CaptionData) -> dict[str, tuple[str, ...]]:
     return {picture.name: picture.captions for picture in data.pictures}
+
+
+def karpathy(*images: dict[str, Any]) -> dict[str, Any]:
+    return {"dataset": "some", "images": list(images)}
+
+
+def image(filename: str, split: str = "train", *captions: str, **more: Any) -> dict[str, Any]:
+    return {"filename": filename, "split": split, "sentences": [{"raw": c} for c in captions or ("a dog",)], **more}
+
+
+def write_pictures(folder: Path, *some: str) -> None:
+    for name in some:
+        write(folder / name, jpeg())
