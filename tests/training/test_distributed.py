@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.training import tiny
 from tests.training.shapes import write_shapes
 from training import distributed
 from training.batching import CaptionSource
+from training.commands.train import main
 from training.config import AugmentConfig, TrainConfig
 from training.features import Features
 
@@ -48,33 +50,56 @@ save_every = -1.0
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("distributed")
-    write_shapes(made / "shapes", train=22, val=10, test=4, size=32)
-    return made
+CIDER = 'objective = "cider"\ncandidates = "beam"\nsamples = 2\nlikelihood_weight = 0.5\n'
 
 
-def start(folder: Path, run: str, processes: int, more: str = "", epochs: int = 2) -> subprocess.Popen[str]:
-    """Training on `processes`, in `folder / run`: batches of 8 in all, whoever has them."""
+def arguments(folder: Path, run: str, processes: int, more: str = "", epochs: int = 2) -> list[str]:
+    """A run on `processes` in `folder / run`: batches of 8 in all, whoever has them."""
     recipe = folder / f"{run}.toml"
     recipe.write_text(RECIPE.format(epochs=epochs, batch=8 // processes) + more)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
-    launch = torchrun if processes > 1 else ["-m"]
-    arguments = ["--recipe", str(recipe), "--data", str(folder / "shapes"), "--device", "cpu"]
-    arguments += ["--run", str(folder / run), "--cache", str(folder / f"cache-{processes}")]
-    if "cider" in more:
-        arguments += ["--init", str(folder / "one" / "best")]
+    given = ["--recipe", str(recipe), "--data", str(folder / "shapes"), "--device", "cpu"]
+    given += ["--run", str(folder / run), "--cache", str(folder / f"cache-{processes}")]
+    return [*given, "--init", str(folder / "two" / "best")] if more else given
+
+
+def start(module: str, *given: str) -> subprocess.Popen[str]:
+    """Two processes of torchrun."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
     return subprocess.Popen(
-        [sys.executable, *launch, "training.commands.train", *arguments],
+        [sys.executable, "-m", *torchrun, module, *given],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs of two processes: one is killed, and goes on with the others, which share a start."""
+    made = tmp_path_factory.mktemp("distributed")
+    write_shapes(made / "shapes", train=22, val=10, test=4, size=32)
+    killed = arguments(made, "killed", 2, epochs=6)
+    kill_one(start("training.commands.train", *killed), made / "killed")
+    shutil.copytree(made / "killed", made / "as-killed")
+    runs = [arguments(made, "two", 2), arguments(made, "two-cider", 2, CIDER, epochs=1),
+            arguments(made, "whole", 2, epochs=6), killed]  # fmt: skip
+    (made / "runs.json").write_text(json.dumps(runs))
+    process = start("tests.training.several", str(made / "runs.json"))
     said, _ = process.communicate()
     assert process.returncode == 0, said[-3000:]
+    return made
+
+
+def kill_one(process: subprocess.Popen[str], run: Path) -> None:
+    """Kill one of the two when they have saved for the first time; the other then ends too."""
+    while not (run / "state.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = [
+        c for c in psutil.Process(process.pid).children(recursive=True) if "training.commands.train" in c.cmdline()
+    ]
+    os.kill(max(children, key=lambda child: child.create_time()).pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode != 0
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -98,44 +123,28 @@ def assert_alike(one: Path, two: Path) -> None:
 
 
 def test_two_processes_learn_what_one_does(folder: Path) -> None:
-    finish(start(folder, "one", 1))
-    finish(start(folder, "two", 2))
+    assert main(arguments(folder, "one", 1)) == 0
     assert_alike(folder / "one", folder / "two")
     assert (folder / "two" / "best" / "config.json").is_file()
 
 
 def test_so_do_they_by_rewards(folder: Path) -> None:
-    more = 'objective = "cider"\ncandidates = "beam"\nsamples = 2\nlikelihood_weight = 0.5\n'
-    finish(start(folder, "one-cider", 1, more, epochs=1))
-    finish(start(folder, "two-cider", 2, more, epochs=1))
+    assert main(arguments(folder, "one-cider", 1, CIDER, epochs=1)) == 0
     assert_alike(folder / "one-cider", folder / "two-cider")
 
 
 def test_a_run_goes_on_after_a_process_was_killed(folder: Path) -> None:
-    whole, killed = folder / "whole", folder / "killed"
-    finish(start(folder, "whole", 2, epochs=6))
-    process = start(folder, "killed", 2, epochs=6)
-    while not (killed / "state.pt").is_file():
-        assert process.poll() is None
-        time.sleep(0.02)
-    children = [
-        c for c in psutil.Process(process.pid).children(recursive=True) if "training.commands.train" in c.cmdline()
-    ]
-    os.kill(max(children, key=lambda child: child.create_time()).pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode != 0
-    assert len(history(killed)) < 6 if (killed / "history.json").is_file() else True
-    finish(start(folder, "killed", 2, epochs=6))
+    whole, killed, then = folder / "whole", folder / "killed", folder / "as-killed"
+    assert len(history(then)) < 6 if (then / "history.json").is_file() else True
     assert history(killed) == history(whole)
+    expected = weights(whole)
     for name, value in weights(killed).items():
-        assert torch.equal(value, weights(whole)[name]), name
+        assert torch.equal(value, expected[name]), name
 
 
-def test_a_run_of_two_does_not_go_on_as_one(folder: Path) -> None:
-    process = start(folder, "two", 1)
-    said, _ = process.communicate()
-    assert process.returncode == 1
-    assert "processes" in said
+def test_a_run_of_two_does_not_go_on_as_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(folder, "two", 1)) == 1
+    assert "processes" in capsys.readouterr().err
 
 
 # --- how batches are dealt out -------------------------------------------------------------------
