@@ -13,7 +13,7 @@ import torch
 
 from model.errors import ConfigError
 from training.commands.arguments import add_cache
-from training.commands.resumable import resumable
+from training.commands.ending import resumable
 from training.data import read
 from training.data.sentences import read_sentences
 from training.process import configure_process

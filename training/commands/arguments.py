@@ -1,11 +1,16 @@
-"""Arguments that several commands have."""
+"""Arguments that several commands have, and what --device is to a process."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
+import torch
+
+from training import distributed
 from training.config import set_weight
+from training.process import device_of
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -27,3 +32,11 @@ def add_choose(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="SET=WEIGHT: the sets that decide (default: the first)",
     )
+
+
+def join(device: str) -> torch.device:
+    """This process's device of `--device`, with the other processes joined; only the main one logs."""
+    joined = distributed.join(device_of(device))
+    level = logging.INFO if distributed.is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    return joined

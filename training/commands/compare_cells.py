@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from model.errors import CaptionModelError
 from training.commands.arguments import add_cache
+from training.commands.ending import mendable
 from training.config import find_recipe
-from training.data import DataError, read
+from training.data import read
 from training.process import configure_process
 from training.studies.compare_cells import (
     KINDS,
@@ -34,6 +34,7 @@ from training.studies.compare_cells import (
 log = logging.getLogger("training.compare_cells")
 
 
+@mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.compare_cells", description="Compare the cells.")
@@ -47,23 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     file: Path = options.docs / "cells.md"
-    try:
-        recipe = find_recipe(options.recipe)
-        data = read(*options.data) if options.data else None
-        sizes = recipe.model.decoder.embed_size, recipe.model.decoder.hidden_size
-        start: dict[str, list[Norms]] = {
-            kind: [reach_at_start(kind, seed, *sizes) for seed in range(SEEDS)] for kind in KINDS
-        }
-        task = MemoryTask()
-        remembered: dict[str, list[Norms]] = {}
-        for kind in KINDS:
-            log.info("saying the first word again: %s", kind)
-            remembered[kind] = [remember(kind, task, seed) for seed in range(TRAINED_SEEDS)]
-        if data:
-            trained = train_decoders(recipe, data, options.runs, options.cache, torch.device(options.device))
-    except (CaptionModelError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    recipe = find_recipe(options.recipe)
+    data = read(*options.data) if options.data else None
+    sizes = recipe.model.decoder.embed_size, recipe.model.decoder.hidden_size
+    start: dict[str, list[Norms]] = {
+        kind: [reach_at_start(kind, seed, *sizes) for seed in range(SEEDS)] for kind in KINDS
+    }
+    task = MemoryTask()
+    remembered: dict[str, list[Norms]] = {}
+    for kind in KINDS:
+        log.info("saying the first word again: %s", kind)
+        remembered[kind] = [remember(kind, task, seed) for seed in range(TRAINED_SEEDS)]
+    if data:
+        trained = train_decoders(recipe, data, options.runs, options.cache, torch.device(options.device))
     plot_cells(start, remembered, options.docs / "images" / "memory.png")
     text = "\n".join(cells_section(start, remembered, sizes, task))
     if data:

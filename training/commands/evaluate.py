@@ -13,10 +13,10 @@ from typing import Any
 
 from model.checkpoint import load_captioner, write_json
 from model.config import SearchConfig
-from model.errors import CaptionModelError
 from model.runtime import load_engine
 from training.commands.arguments import add_data
-from training.data import DataError, read
+from training.commands.ending import mendable
+from training.data import read
 from training.evaluation import Result, calibration_error, describe, entries_of, evaluate, teacher_force
 from training.process import configure_process
 from training.scoring import failures
@@ -55,6 +55,7 @@ def print_searches(results: Sequence[Result]) -> None:
         )
 
 
+@mendable(MetricError, ValueError, OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.evaluate", description="Score a checkpoint.")
@@ -78,11 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.failures and not options.gallery:
         parser.error("--failures needs --gallery")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        _run(options)
-    except (CaptionModelError, DataError, MetricError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    _run(options)
     return 0
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoint import GRAPHS, open_checkpoint
-from model.errors import CaptionModelError
-from training.data import DataError, read
+from training.commands.ending import mendable
+from training.data import read
 from training.finishing.export import export
 from training.finishing.quantise import calibration_pictures
 from training.process import configure_process
@@ -20,6 +20,7 @@ from training.process import configure_process
 log = logging.getLogger("training.export")
 
 
+@mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -33,22 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder: Path = options.to or options.folder
-    try:
-        config = open_checkpoint(options.folder).config
-        train = read(*options.data).split("train") if options.data else ()
-        pictures = calibration_pictures(train, config.preprocess)
-        if options.to:
-            options.to.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=options.to.parent) as temporary:
-                # What stands there now is replaced by a whole checkpoint, or left alone.
-                copy = Path(shutil.copytree(options.folder, Path(temporary) / "checkpoint"))
-                export(copy, pictures)
-                shutil.copytree(copy, options.to, dirs_exist_ok=True)
-        else:
-            export(folder, pictures)
-    except (CaptionModelError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = open_checkpoint(options.folder).config
+    train = read(*options.data).split("train") if options.data else ()
+    pictures = calibration_pictures(train, config.preprocess)
+    if options.to:
+        options.to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.to.parent) as temporary:
+            # What stands there now is replaced by a whole checkpoint, or left alone.
+            copy = Path(shutil.copytree(options.folder, Path(temporary) / "checkpoint"))
+            export(copy, pictures)
+            shutil.copytree(copy, options.to, dirs_exist_ok=True)
+    else:
+        export(folder, pictures)
     log.info("wrote %s", folder / GRAPHS)
     return 0
 

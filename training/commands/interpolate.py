@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoint import load_captioner, save_captioner, write_json
-from model.errors import CaptionModelError
 from training.commands.arguments import add_cache, add_choose, add_data
-from training.data import DataError, read
+from training.commands.ending import mendable
+from training.data import read
 from training.finishing.interpolate import SHARES, choose
 from training.process import configure_process
 
 
+@mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -31,14 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        best, history = choose(load_captioner(options.a), load_captioner(options.b), read(*options.data), options.cache,
-                               options.shares, dict(options.choose))  # fmt: skip
-        recipe = {"name": "interpolate", "shares": options.shares, "choose": dict(options.choose)}
-        save_captioner(best, options.run / "best", {"validation": history, "recipe": recipe})
-    except (CaptionModelError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    best, history = choose(load_captioner(options.a), load_captioner(options.b), read(*options.data), options.cache,
+                           options.shares, dict(options.choose))  # fmt: skip
+    recipe = {"name": "interpolate", "shares": options.shares, "choose": dict(options.choose)}
+    save_captioner(best, options.run / "best", {"validation": history, "recipe": recipe})
     write_json(options.run / "history.json", history)
     write_json(options.run / "recipe.json", recipe)
     return 0

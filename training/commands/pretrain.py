@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training import distributed
-from training.commands.arguments import add_data
-from training.commands.resumable import join, resumable
+from training.commands.arguments import add_data, join
+from training.commands.ending import resumable
 from training.config import find_recipe
 from training.data import read
 from training.data.sentences import read_sentences

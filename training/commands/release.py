@@ -9,14 +9,15 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.errors import CaptionModelError
 from training.commands.arguments import add_cache, add_choose, add_data
+from training.commands.ending import mendable
 from training.data import DataError
 from training.finishing.release import release
 from training.process import configure_process
 from training.scoring.metrics import MetricError
 
 
+@mendable(MetricError, OSError, tomllib.TOMLDecodeError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -35,16 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))
-        missing = {"intended", "data", "terms", "limits", "failures"} - set(notes)
-        if missing:
-            raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
-        release(options.runs, options.data, options.to, notes, options.name, options.version,
-                dict(options.choose), options.cache)  # fmt: skip
-    except (CaptionModelError, DataError, MetricError, OSError, tomllib.TOMLDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    notes = tomllib.loads(options.notes.read_text(encoding="utf-8"))
+    missing = {"intended", "data", "terms", "limits", "failures"} - set(notes)
+    if missing:
+        raise DataError(f"{options.notes} lacks {', '.join(sorted(missing))}")
+    release(options.runs, options.data, options.to, notes, options.name, options.version,
+            dict(options.choose), options.cache)  # fmt: skip
     return 0
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoint import load_captioner, save_captioner, write_json
-from model.errors import CaptionModelError
 from training.augment import AugmentConfig
 from training.commands.arguments import add_cache, add_data
-from training.data import DataError, read
+from training.commands.ending import mendable
+from training.data import read
 from training.finishing.tags import give_tags
 from training.process import configure_process, device_of
 from training.scoring.objects import WORDS
@@ -20,6 +20,7 @@ from training.scoring.objects import WORDS
 log = logging.getLogger("training.tags")
 
 
+@mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.tags", description="Give a checkpoint tags.")
@@ -36,24 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     configure_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        captioner = load_captioner(options.folder).to(device_of("auto"))
-        data = read(*options.data)
-        augmentation = AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
-        found = give_tags(
-            captioner, data, options.most, options.least, options.objects, options.epochs, options.views,
-            augmentation, options.cache, options.precision,
-        )  # fmt: skip
-        history = found["history"]
-        recipe = {"name": "tags", "tags": len(captioner.config.tags), "epochs": options.epochs, "views": options.views}
-        best = max(history, key=lambda row: row["score"])
-        metrics = {"validation": best, "calibration_error": found["calibration_error"]}
-        save_captioner(captioner, options.run / "best", {**metrics, "recipe": recipe})
-        write_json(options.run / "history.json", history)
-        write_json(options.run / "recipe.json", recipe)
-    except (CaptionModelError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    captioner = load_captioner(options.folder).to(device_of("auto"))
+    data = read(*options.data)
+    augmentation = AugmentConfig(flip=True, min_scale=0.7, jitter=0.15)
+    found = give_tags(
+        captioner, data, options.most, options.least, options.objects, options.epochs, options.views,
+        augmentation, options.cache, options.precision,
+    )  # fmt: skip
+    history = found["history"]
+    recipe = {"name": "tags", "tags": len(captioner.config.tags), "epochs": options.epochs, "views": options.views}
+    best = max(history, key=lambda row: row["score"])
+    metrics = {"validation": best, "calibration_error": found["calibration_error"]}
+    save_captioner(captioner, options.run / "best", {**metrics, "recipe": recipe})
+    write_json(options.run / "history.json", history)
+    write_json(options.run / "recipe.json", recipe)
     return 0
 
 

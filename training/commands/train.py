@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from training import distributed
-from training.commands.arguments import add_cache, add_data
-from training.commands.resumable import join, resumable
+from training.commands.arguments import add_cache, add_data, join
+from training.commands.ending import resumable
 from training.config import find_recipe
 from training.data import read
 from training.initialisation import inherited

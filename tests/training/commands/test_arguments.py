@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 import pytest
+import torch
 
-from training.commands.arguments import add_cache, add_choose, add_data
+from training import distributed
+from training.commands.arguments import add_cache, add_choose, add_data, join
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,3 +32,8 @@ def test_what_is_no_argument_ends_with_the_usage(arguments: list[str], capsys: p
     with pytest.raises(SystemExit):
         parser().parse_args(arguments)
     assert "usage: " in capsys.readouterr().err
+
+
+def test_alone_a_command_runs_where_it_is_told() -> None:
+    assert join("cpu") == torch.device("cpu")
+    assert distributed.world_size() == 1

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from model.errors import CheckpointError, ConfigError
-from training import distributed
-from training.commands.resumable import join, resumable
+from training.commands.ending import mendable, resumable
 from training.data import DataError
 from training.optimisation import TrainingDiverged
 
@@ -39,6 +37,11 @@ def test_an_interrupted_command_says_how_it_goes_on(capsys: pytest.CaptureFixtur
     assert "the same command goes on from the last save" in capsys.readouterr().err
 
 
-def test_alone_a_command_runs_where_it_is_told() -> None:
-    assert join("cpu") == torch.device("cpu")
-    assert distributed.world_size() == 1
+def test_what_cannot_be_mended_by_users_of_one_command_can_be_by_anothers(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise OSError("no room")
+
+    assert mendable(OSError)(main)() == 1
+    assert capsys.readouterr().err == "error: no room\n"
+    with pytest.raises(OSError, match="no room"):
+        mendable()(main)()
