@@ -27,8 +27,6 @@ STATE = "state.pt"  # in the folder of a run: what it goes on from
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with the weights, so that a killed run goes on as if it had not been."""
-
     epoch: int = 0  # epochs finished
     step: int = 0  # steps of the present epoch done
     loss: float = 0.0  # summed over these steps
@@ -39,7 +37,6 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def end_step(self, loss: float, metric: float, gradient_norm: float) -> None:
-        """Count a step."""
         self.step += 1
         self.loss, self.metric = self.loss + loss, self.metric + metric
         self.gradient_norm += gradient_norm

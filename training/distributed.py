@@ -33,18 +33,15 @@ def join(device: torch.device) -> torch.device:
 
 
 def leave() -> None:
-    """Leave the group, when all is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -44,7 +44,7 @@ from training.augment import AugmentConfig
 from training.batching import mirrored_captions
 from training.config import Recipe, TrainConfig
 from training.data import DataError, Picture
-from training.optimisation import TrainingDiverged, WeightAverage
+from training.optimisation import TrainingDiverged, WeightAverage, parameter_groups
 from training.process import configure_process, device_of
 
 log = logging.getLogger("training")
@@ -335,8 +335,8 @@ def _batches(rows: Tensor, batch: int) -> Iterator[Tensor]:
 
 
 def _either(flipped: Tensor, mirrored: Sentences, plain: Sentences, rows: Tensor, count: int) -> Tensor:
-    """Captions (B, count, T) of the pictures as they are, or as their mirror images are, without needless padding."""
-    parts = [F.pad(of.drawn(rows, count), (0, 0)) for of in (mirrored, plain)]
+    """Captions (B, count, T) of the pictures as they are, or as their mirror images are."""
+    parts = [of.drawn(rows, count) for of in (mirrored, plain)]
     T = max(part.shape[-1] for part in parts)
     there, here = (F.pad(part, (0, T - part.shape[-1]), value=PAD) for part in parts)
     return torch.where(flipped[:, None, None], there, here)
@@ -352,19 +352,10 @@ def _factor(done: float, encoder: bool) -> float:
 
 
 def _groups(captioner: Captioner, config: TrainConfig) -> list[dict[str, Any]]:
-    """Decoder, then every encoder stage, last first and ever slower; vectors without weight decay."""
-    captioner.requires_grad_(False)
-    parts: list[tuple[nn.Module, float, bool]] = [(captioner.decoder, config.learning_rate, False)]
-    for depth, stage in enumerate(reversed(list(captioner.encoder.stages.children()))):
-        parts.append((stage, config.encoder_learning_rate * config.encoder_decay**depth, True))
-    groups: list[dict[str, Any]] = []
-    for module, peak, encoder in parts:
-        module.requires_grad_(True)
-        for matrices in (True, False):
-            params = [p for p in module.parameters() if (p.ndim > 1) == matrices]
-            decay = config.weight_decay if matrices else 0.0
-            groups.append({"params": params, "peak": peak, "lr": 0.0, "weight_decay": decay, "encoder": encoder})
-    return [group for group in groups if group["params"]]
+    """Those of a run at leisure with every stage trained, and whether they are of the encoder."""
+    of_decoder = {id(parameter) for parameter in captioner.decoder.parameters()}
+    groups = parameter_groups(captioner, 0, config)
+    return [{**group, "encoder": id(group["params"][0]) not in of_decoder} for group in groups]
 
 
 # --- pieces ------------------------------------------------------------------------------------------
@@ -393,7 +384,6 @@ def join(pieces: Path, folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/gpu-train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("pack", help="here: make parts of caption sets")

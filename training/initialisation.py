@@ -109,7 +109,8 @@ def extended(captioner: Captioner, more: Vocabulary) -> Captioner:
     A new word begins with a random vector and, like a word never seen, hardly any probability.
     """
     known = captioner.vocabulary
-    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *more.words))), known.capitals | _of_new(known, more))
+    new = {word: written for word, written in more.capitals.items() if word not in known.words}
+    vocabulary = Vocabulary(tuple(dict.fromkeys((*known.words, *more.words))), known.capitals | new)
     larger = Captioner(captioner.config, vocabulary)
     state = larger.state_dict()
     for name, value in captioner.state_dict().items():
@@ -155,8 +156,3 @@ def _begin_alike(captioner: Captioner, other: Captioner, stages: int) -> bool:
     x = captioner.normalise(pixels.to(captioner.mean.device))
     mine, theirs = (each.encoder.stages[:stages].eval()(x) for each in (captioner, other))
     return float((mine - theirs).abs().max()) <= 0.02 * float(mine.abs().max())
-
-
-def _of_new(known: Vocabulary, more: Vocabulary) -> dict[str, str]:
-    """The capitals of those words of `more` that are not in `known`."""
-    return {word: written for word, written in more.capitals.items() if word not in known.words}

@@ -25,7 +25,6 @@ log = logging.getLogger("training.ablate")
 
 @resumable
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.ablate", description="Make the ablation table.")
     parser.add_argument("--data", nargs="+", help="caption sets, the first decides; PATH[:val=N,seed=S]")
     parser.add_argument("--text", type=Path, nargs="+", help="captions without pictures, for rows with `sentences`")

@@ -25,7 +25,6 @@ log = logging.getLogger("training.calibrate")
 
 @mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.commands.calibrate", description="Fit a checkpoint's temperature and store it."
     )

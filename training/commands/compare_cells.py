@@ -36,7 +36,6 @@ log = logging.getLogger("training.compare_cells")
 
 @mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.compare_cells", description="Compare the cells.")
     parser.add_argument("--data", nargs="+", help="caption sets; PATH[:val=N,seed=S]; without: nothing with pictures")
     parser.add_argument("--recipe", default="cells", help="a TOML file, or the name of one in training/recipes")

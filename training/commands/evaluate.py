@@ -57,7 +57,6 @@ def print_searches(results: Sequence[Result]) -> None:
 
 @mendable(MetricError, ValueError, OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.evaluate", description="Score a checkpoint.")
     parser.add_argument("--model", type=Path, default=Path("model/weights/default"), help="a checkpoint folder")
     add_data(parser)

@@ -22,7 +22,6 @@ log = logging.getLogger("training.export")
 
 @mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.commands.export",
         description="Export the serving graphs; with the training data also that of an encoder in 8 bits.",

@@ -18,7 +18,6 @@ from training.process import configure_process
 
 @mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.commands.interpolate", description="Between two checkpoints."
     )

@@ -52,7 +52,6 @@ def run(steps: Sequence[list[str]], record: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.pipeline", description="Make a release.")
     parser.add_argument("name", help="a TOML file, or the name of one in training/pipelines")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="in place of the file's values")

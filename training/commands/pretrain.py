@@ -24,7 +24,6 @@ from training.process import configure_process
 
 @resumable
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.commands.pretrain", description="Train a decoder on sentences without pictures."
     )

@@ -19,7 +19,6 @@ from training.scoring.metrics import MetricError
 
 @mendable(MetricError, OSError, tomllib.TOMLDecodeError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.commands.release", description="Release a trained checkpoint."
     )

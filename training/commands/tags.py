@@ -22,7 +22,6 @@ log = logging.getLogger("training.tags")
 
 @mendable()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.commands.tags", description="Give a checkpoint tags.")
     parser.add_argument("folder", type=Path, help="a checkpoint folder")
     add_data(parser)

@@ -20,7 +20,6 @@ from training.process import configure_process
 
 @resumable
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/train", description="Train a captioner.")
     parser.add_argument("--recipe", required=True, help="a TOML file, or the name of one in training/recipes")
     add_data(parser)

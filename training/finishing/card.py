@@ -9,7 +9,6 @@ SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
 def card(facts: Mapping[str, Any]) -> str:
-    """The card, from top to bottom."""
     size = facts["size"]
     lines = [f"# {facts['name']} {facts['version']}", "", facts["intended"], "", "## Figures", ""]
     lines += [

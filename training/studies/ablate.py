@@ -128,7 +128,6 @@ class Table:
         return [row for row in self.rows if as_base(row) == base]
 
     def named(self, name: str) -> Row:
-        """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
 
