@@ -1,25 +1,23 @@
-"""Training in minutes, proved on the CPU: parts, changes of whole batches, a run by the clock, pieces."""
+"""Training in minutes, proved on the CPU: changes of whole batches, a run by the clock."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from model.checkpoint import WEIGHTS, load_captioner
-from model.errors import CheckpointError
 from model.vocabulary import END, START
 from tests.training import tiny
 from training import gpu
 from training.augment import AugmentConfig
 from training.config import TrainConfig
-from training.data import CaptionData, DataError
+from training.data import CaptionData
+from training.parts import CHECKPOINT, join
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -28,52 +26,6 @@ SIZE = 32
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionData:
     return tiny.shapes(tmp_path_factory.mktemp("data"), val=10)
-
-
-def packed(data: CaptionData, folder: Path, part_bytes: int = 100_000) -> int:
-    pictures = data.required("train") + data.split("val")
-    recipe = replace(tiny.recipe(), augment=AugmentConfig(flip=True, min_scale=0.6, jitter=0.2))
-    return gpu.pack(pictures, recipe, tiny.captioner(data), folder, part_bytes)
-
-
-# --- parts ---------------------------------------------------------------------------------------
-
-
-def test_parts_hold_all_pictures_and_are_not_made_twice(data: CaptionData, tmp_path: Path) -> None:
-    count = packed(data, tmp_path)
-    parts = sorted(tmp_path.glob("part-*.tar"))
-    assert len(parts) == count > 1
-    assert all(path.stat().st_size <= 100_000 for path in parts)
-    times = {path: path.stat().st_mtime_ns for path in parts}
-    lost = parts[1]
-    lost.unlink()
-    assert packed(data, tmp_path) == count
-    assert {path: path.stat().st_mtime_ns for path in parts if path != lost} == {
-        p: times[p] for p in parts if p != lost
-    }
-    there = gpu.unpack(tmp_path, tiny.CPU)
-    wanted = data.required("train") + data.split("val")
-    assert [(p.captions, p.split) for p in there.pictures] == [(p.captions, p.split) for p in wanted]
-    assert there.pixels.dtype == torch.uint8
-    shown = np.asarray(wanted[3].open().convert("RGB").resize((8, 8))).astype(int)
-    kept = torch.nn.functional.interpolate(there.pixels[3].permute(2, 0, 1)[None].float(), 8, mode="area")
-    assert np.abs(kept[0].permute(1, 2, 0).numpy() - shown).mean() < 25
-
-
-def test_what_is_there_is_trained_on(data: CaptionData, tmp_path: Path) -> None:
-    packed(data, tmp_path)
-    sorted(tmp_path.glob("part-*.tar"))[-1].unlink()
-    assert 0 < len(gpu.unpack(tmp_path, tiny.CPU).pictures) < 32
-    for path in tmp_path.glob("part-*.tar"):
-        path.unlink()
-    with pytest.raises(DataError, match="no part"):
-        gpu.unpack(tmp_path, tiny.CPU)
-
-
-def test_parts_of_others_are_left_alone(data: CaptionData, tmp_path: Path) -> None:
-    packed(data, tmp_path)
-    with pytest.raises(DataError, match="other pictures"):
-        packed(data, tmp_path, part_bytes=200_000)
 
 
 # --- changes -------------------------------------------------------------------------------------
@@ -141,13 +93,13 @@ def test_captions_are_drawn_from_the_pictures_own() -> None:
 
 def test_a_minutes_budget_on_the_cpu_leaves_pieces_of_a_checkpoint(data: CaptionData, tmp_path: Path) -> None:
     parts, out = tmp_path / "parts", tmp_path / "out"
-    packed(data, parts)
+    tiny.packed(data, parts)
     figures = gpu.train(parts, out, tiny.CPU, minutes=0.1, batch=8)
     assert figures["steps"] >= 1
     assert figures["val_cider"].keys() == {"shapes"}
     assert not (out / WEIGHTS).exists()
-    joined = load_captioner(gpu.join(out, tmp_path / "joined"))
-    begun = load_captioner(parts / gpu.START)
+    joined = load_captioner(join(out, tmp_path / "joined"))
+    begun = load_captioner(parts / CHECKPOINT)
     assert joined.vocabulary.words == begun.vocabulary.words
     if figures["steps"] > 1:  # the first has no learning rate yet
         changed = [
@@ -155,20 +107,6 @@ def test_a_minutes_budget_on_the_cpu_leaves_pieces_of_a_checkpoint(data: Caption
         ]
         assert changed
     assert json.loads((tmp_path / "joined" / "metrics.json").read_text())["steps"] == figures["steps"]
-
-
-def test_pieces_have_their_size_and_a_missing_one_is_noticed(data: CaptionData, tmp_path: Path) -> None:
-    packed(data, tmp_path / "parts")
-    start = tmp_path / "parts" / gpu.START
-    whole = (start / WEIGHTS).read_bytes()
-    count = gpu.split(start, 100_000)
-    pieces = sorted(start.glob(f"{WEIGHTS}.*"))
-    assert len(pieces) == count > 1
-    assert all(piece.stat().st_size <= 100_000 for piece in pieces)
-    assert (gpu.join(start, tmp_path / "joined") / WEIGHTS).read_bytes() == whole
-    pieces[-1].unlink()
-    with pytest.raises(CheckpointError):
-        gpu.join(start, tmp_path / "again")
 
 
 def test_training_there_needs_only_small_packages() -> None:

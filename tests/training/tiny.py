@@ -17,9 +17,11 @@ from model.config import DecoderConfig, EncoderConfig, ModelConfig, PreprocessCo
 from model.vocabulary import Vocabulary
 from tests.model.tiny import ENCODER
 from tests.training.shapes import write_shapes
+from training.augment import AugmentConfig
 from training.config import Recipe, TrainConfig
 from training.data import CaptionData, Picture, read
 from training.features import Features
+from training.parts import pack
 
 CPU = torch.device("cpu")
 
@@ -101,3 +103,10 @@ def pair(folder: Path) -> tuple[Captioner, Captioner]:
         for parameter in b.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return a, b
+
+
+def packed(data: CaptionData, folder: Path, part_bytes: int = 100_000) -> int:
+    """Parts of `data` in `folder` (`training.parts`); how many."""
+    pictures = data.required("train") + data.split("val")
+    of = replace(recipe(), augment=AugmentConfig(flip=True, min_scale=0.6, jitter=0.2))
+    return pack(pictures, of, captioner(data), folder, part_bytes)
