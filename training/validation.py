@@ -127,10 +127,10 @@ def evaluate_with(
     captions = [caption for _, mine, _ in parts for caption in mine]
     repeated = sum(repeats_bigram(words) for words in captions) / len(captions)
     loss_a_word = np.average([loss for _, _, loss in parts], weights=[len(mine) for _, mine, _ in parts])
-    return Evaluation(captions, _ciders(captions, pictures), float(loss_a_word), repeated)
+    return Evaluation(captions, ciders(captions, pictures), float(loss_a_word), repeated)
 
 
-def _ciders(captions: Sequence[Sequence[str]], pictures: Sequence[Picture]) -> dict[str, NDArray[np.float64]]:
+def ciders(captions: Sequence[Sequence[str]], pictures: Sequence[Picture]) -> dict[str, NDArray[np.float64]]:
     """CIDEr of each picture's caption against what people said of it, percent, by source data set."""
     found = {}
     for source in dict.fromkeys(picture.source for picture in pictures):

@@ -37,9 +37,8 @@ from training.finishing.card import card
 from training.finishing.export import export
 from training.finishing.quantise import calibration_pictures
 from training.scoring.bleu import BleuCounts, corpus_bleu
-from training.scoring.cider import CiderD
 from training.scoring.metrics import repeats_bigram, require_java
-from training.validation import best_epoch, chosen_by
+from training.validation import best_epoch, chosen_by, ciders
 
 log = logging.getLogger("training.release")
 
@@ -99,16 +98,14 @@ def choose_search(
 
 def _figures(captions: Sequence[Caption], pictures: Sequence[Picture], sources: Iterable[str]) -> dict[str, Any]:
     """What decides between searches, of a caption each of `pictures`: percent, CIDEr and BLEU-4 of each set."""
-    references = [[words_of(c) for c in picture.captions] for picture in pictures]
     words = [words_of(caption.text) for caption in captions]
-    cider, bleu = {}, {}
+    each, bleu = ciders(words, pictures), {}
     for source in sources:
         some = [i for i, picture in enumerate(pictures) if picture.source == source]
-        wanted, said = [references[i] for i in some], [words[i] for i in some]
-        cider[source] = round(100 * float(CiderD(wanted).score(said, range(len(some))).mean()), 2)
-        bleu[source] = round(100 * corpus_bleu(BleuCounts(wanted)(said, range(len(some)))), 2)
+        counts = BleuCounts([[words_of(c) for c in pictures[i].captions] for i in some])
+        bleu[source] = round(100 * corpus_bleu(counts([words[i] for i in some], range(len(some)))), 2)
     return {
-        "CIDEr": cider,
+        "CIDEr": {source: round(float(each[source].mean()), 2) for source in bleu},
         "BLEU-4": bleu,
         "repeated_bigrams": round(100 * sum(map(repeats_bigram, words)) / len(words), 2),
         "distinct_captions": len({caption.text for caption in captions}),
