@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.training.studies.tables import result_of, write
 from tests.training.tiny import recipe
 from training.studies.ablate import ROWS, Row, Table, read_record, read_table
@@ -25,11 +27,12 @@ def test_the_base_may_name_its_sets_and_rows_others(tmp_path: Path) -> None:
     assert "| +0.0 | - |" in text
 
 
-def test_the_page_that_ships_is_what_its_record_gives() -> None:
-    table = read_table(ROWS)
-    recorded = read_record(DOCS / "ablation.json")
+@pytest.mark.parametrize("name", ["ablation", "everyday"])
+def test_a_page_that_ships_is_what_its_record_gives(name: str) -> None:
+    table = read_table(ROWS.with_stem(name))
+    recorded = read_record(DOCS / f"{name}.json")
     assert table.known(recorded) == recorded
-    assert page(table, recorded, "ablation") == (DOCS / "ablation.md").read_text()
+    assert page(table, recorded, name) == (DOCS / f"{name}.md").read_text()
 
 
 def test_curves_are_of_training_and_stand_at_their_epochs(tmp_path: Path) -> None:
