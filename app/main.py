@@ -74,11 +74,16 @@ async def _lifespan(
     app: FastAPI, settings: Settings, engine: CaptionEngine | None, metrics: Metrics, tracer: tracing.Tracer | None
 ) -> AsyncIterator[None]:
     loaded = engine or open_engine(settings)
-    loaded.warm_up()
     service = CaptionService(settings, loaded, metrics)
     service.tracer = tracer
     app.state.service = service
-    await service.start()
+    warm_up = asyncio.create_task(asyncio.to_thread(loaded.warm_up))
+    await service.start()  # the processes that decode load while the engine compiles
+    try:
+        await warm_up
+    except BaseException:
+        await service.stop()
+        raise
     with _unready_first(service, settings.drain_delay), _start_up_frozen(), _short_turns():
         yield
     await service.stop()

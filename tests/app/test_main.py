@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
+from collections.abc import Sequence
 
+import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from tests.app.fakes import FakeEngine
+from tests.app.fakes import FakeEngine, FakeGuard
 
 
 def test_what_start_up_made_is_spared_the_garbage_collector_while_the_service_runs() -> None:
@@ -22,3 +25,40 @@ def test_threads_hand_the_interpreter_to_the_event_loop_soon_while_the_service_r
     with TestClient(create_app(engine=FakeEngine())):
         assert sys.getswitchinterval() < before / 5
     assert sys.getswitchinterval() == before
+
+
+def test_the_engine_warms_up_while_the_processes_that_decode_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, start = threading.Event(), FakeGuard.start
+
+    async def start_and_tell(guard: FakeGuard) -> None:
+        await start(guard)
+        started.set()
+
+    class Waiting(FakeEngine):
+        warm = False
+
+        def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
+            self.warm = started.wait(30)
+
+    monkeypatch.setattr(FakeGuard, "start", start_and_tell)
+    engine = Waiting()
+    with TestClient(create_app(engine=engine)):
+        assert engine.warm
+
+
+def test_an_engine_that_cannot_warm_up_leaves_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    guards: list[FakeGuard] = []
+    start = FakeGuard.start
+
+    async def start_and_remember(guard: FakeGuard) -> None:
+        guards.append(guard)
+        await start(guard)
+
+    class Broken(FakeEngine):
+        def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
+            raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(FakeGuard, "start", start_and_remember)
+    with pytest.raises(RuntimeError, match="no kernel"), TestClient(create_app(engine=Broken())):
+        pass
+    assert [guard.ready for guard in guards] == [False]
