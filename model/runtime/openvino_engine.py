@@ -126,6 +126,7 @@ class OpenVINOLane(Lane):
 
     def __init__(self, engine: OpenVINOEngine, threads: int) -> None:
         self.engine, self.threads = engine, threads
+        self._encoder: ov.InferRequest | None = None
         self._searches: dict[Shape, BeamSearch] = {}
 
     def encode(self, pixels: NDArray[np.uint8]) -> OpenVINORegions:
@@ -158,17 +159,27 @@ class OpenVINOLane(Lane):
             found += whole.find(regions.select(some).memory, search_config)
         return found
 
-    @cached_property
+    @property
     def encoder(self) -> ov.InferRequest:
         """Of the encoder graph."""
-        if self.threads == self.engine.threads:
-            return self.engine.encoder
-        return self.engine.compile_encoder(self.threads)
+        if self._encoder is None:  # a cached property of Python 3.11 has one lock for those of all lanes
+            shared = self.threads == self.engine.threads
+            self._encoder = self.engine.encoder if shared else self.engine.compile_encoder(self.threads)
+        return self._encoder
 
     @cached_property
     def step(self) -> ov.InferRequest:
         """Of the step graph."""
         return self.engine.compile_decoder(None)
+
+    def compile(self) -> None:
+        """What the checkpoint's own search needs, for one picture and for several."""
+        search_config = self.engine.candidates(self.engine.config.search)
+        if self.threads < self.engine.threads:
+            _ = self.encoder
+        if search_config.strategy == "beam" and self.engine.constraints(search_config) == FREE:
+            for pictures in (1, SEVERAL):
+                self._beam_search(pictures, search_config)
 
     def _beam_search(self, pictures: int, search_config: SearchConfig) -> BeamSearch | None:
         """A graph for the whole search of the next few of so many pictures; None if there are enough others already.
@@ -233,6 +244,14 @@ class OpenVINOEngine(CaptionEngine):
     def warm_up_sizes(self) -> Sequence[int]:
         """A lone picture, one for each lane, and several for each."""
         return sorted({1, len(self.lanes), SEVERAL * len(self.lanes)})
+
+    def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
+        """As every engine's, after all graphs were compiled side by side: one alone keeps no second core busy."""
+        lanes = [self._pool.submit(lane.compile) for lane in self.lanes]
+        _ = self.encoder
+        for lane in lanes:
+            lane.result()
+        super().warm_up(batch_sizes)
 
     @cached_property
     def encoder(self) -> ov.InferRequest:

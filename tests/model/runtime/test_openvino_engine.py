@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -259,6 +260,24 @@ def test_threads_are_dealt_out_to_few_lanes(threads: int, shares: list[int], che
     available = len(os.sched_getaffinity(0))  # OpenVINO takes no more than there are
     assert [threads_of(lane) for lane in engine.lanes] == [min(share, available) for share in shares]
     assert (engine.lanes[0].encoder is engine.encoder) == (threads == 1)
+
+
+def test_warming_up_compiles_all_graphs_side_by_side(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load_engine(checkpoint, "cpu", threads=2)
+    assert isinstance(engine, OpenVINOEngine)
+    together, compile = threading.Barrier(3), engine._compile  # the lone picture's encoder, and each lane's first
+    compiled: list[int] = []
+
+    def meet(*arguments: Any) -> Any:
+        compiled.append(threading.get_ident())
+        if len(compiled) <= together.parties:
+            together.wait(30)
+        return compile(*arguments)
+
+    monkeypatch.setattr(engine, "_compile", meet)
+    engine.warm_up()
+    assert len(compiled) == 1 + len(engine.lanes) * 3 == 7  # and nothing more for the pictures that follow
+    assert len(set(compiled)) == 3
 
 
 def test_lanes_work_side_by_side_explaining_or_not(checkpoint: Path) -> None:
