@@ -131,11 +131,10 @@ def _weighted(captioner: Captioner) -> Iterator[nn.Module]:
     """The modules whose weights are rounded."""
     yield from (module for module in captioner.encoder.stages[FLOAT_STAGES:].modules() if isinstance(module, nn.Conv2d))
     yield captioner.decoder.region
-    yield captioner.decoder.start  # like the last of the tags one row: reading its weights is all the work
     if captioner.decoder.attends:
         yield from (captioner.decoder.key, captioner.decoder.value)
     if captioner.tags is not None:
-        yield from (captioner.tags.region, captioner.tags.whole)
+        yield captioner.tags.region
 
 
 def calibration_pictures(pictures: Sequence[Picture], config: PreprocessConfig) -> list[Tensor]:
