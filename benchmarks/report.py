@@ -81,6 +81,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _measured(results: Mapping[str, Any]) -> list[str]:
+    """A processor's part: its machine, and the sections that its record has."""
     machine = results["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     cpu, instructions = processor(results)
@@ -89,47 +90,62 @@ def _measured(results: Mapping[str, Any]) -> list[str]:
         f"{machine['cores']} cores; Python {machine['python']}, {packages}. Model {results['model']}; pictures: "
         f"{results['pictures']}; {results['tokens']} tokens a caption, beam {results['beam']}.",
     ]
-    if "engines" in results:
-        parts += ["### One picture, engine alone", contenders(results["engines"])]
-    if "instructions" in results:
-        parts.append(
-            "### With fewer instructions, engine alone\n\n"
-            "Processes limited by oneDNN's `ONEDNN_MAX_CPU_ISA`, which OpenVINO's kernels keep to; each in the numbers "
-            "that it chooses, and in float32. The floor is that of the encoder and the search, see below."
-        )
-        for title, rows in results["instructions"].items():
-            parts += [f"#### {title}", contenders(rows)]
-    if "one_client" in results:
-        overhead = results["overhead"]
-        parts += [
-            "### Over HTTP, one client",
-            contenders(results["one_client"]),
-            f"The service takes {number(overhead['ratio_to_file'])} times its engine's own time for the same files, "
-            f"{number(overhead['ratio'])} times what the engine takes once they are decoded "
-            f"({number(overhead['http_ms'])} ms to {number(overhead['file_ms'])} and {number(overhead['engine_ms'])} "
-            "ms a picture, in turns).",
-            "### Over HTTP, 16 clients at once",
-            "The time of the whole round divided by its requests; less is more throughput.",
-            contenders(results["sixteen_clients"]),
-        ]
-    if "parts" in results:
-        rows = [
-            [r["name"], number(r["min_ms"]), number(r["median_ms"]), number(r["floor_ms"])] for r in results["parts"]
-        ]
-        parts += [
-            "### Where the time goes",
-            "The floor is the larger of operations over the processor's measured rate (a large matrix product in the "
-            "fastest format it has) and the weights it reads, as stored, over its measured memory bandwidth, which "
-            "caches may beat. Of decoding and resizing it is the time of the fastest library at hand: OpenCV's "
-            "libjpeg-turbo, and fast_image_resize.",
-            table(["", "minimum, ms", "median, ms", "floor, ms"], rows),
-        ]
-        *_, whole = results["parts"]
-        if whole["name"] == "sum":
-            parts.append(
-                f"The sum of the minima is {number(whole['min_ms'] / whole['floor_ms'])} times that of the floors."
-            )
-    for clients, loop in results.get("event_loop", {}).items():
+    for key, section in SECTIONS.items():
+        if key in results:
+            parts += section(results)
+    return parts
+
+
+def _engines(results: Mapping[str, Any]) -> list[str]:
+    return ["### One picture, engine alone", contenders(results["engines"])]
+
+
+def _instructions(results: Mapping[str, Any]) -> list[str]:
+    parts = [
+        "### With fewer instructions, engine alone\n\n"
+        "Processes limited by oneDNN's `ONEDNN_MAX_CPU_ISA`, which OpenVINO's kernels keep to; each in the numbers "
+        "that it chooses, and in float32. The floor is that of the encoder and the search, see below."
+    ]
+    for title, rows in results["instructions"].items():
+        parts += [f"#### {title}", contenders(rows)]
+    return parts
+
+
+def _servers(results: Mapping[str, Any]) -> list[str]:
+    overhead = results["overhead"]
+    return [
+        "### Over HTTP, one client",
+        contenders(results["one_client"]),
+        f"The service takes {number(overhead['ratio_to_file'])} times its engine's own time for the same files, "
+        f"{number(overhead['ratio'])} times what the engine takes once they are decoded "
+        f"({number(overhead['http_ms'])} ms to {number(overhead['file_ms'])} and {number(overhead['engine_ms'])} "
+        "ms a picture, in turns).",
+        "### Over HTTP, 16 clients at once",
+        "The time of the whole round divided by its requests; less is more throughput.",
+        contenders(results["sixteen_clients"]),
+    ]
+
+
+def _parts(results: Mapping[str, Any]) -> list[str]:
+    rows = [[r["name"], number(r["min_ms"]), number(r["median_ms"]), number(r["floor_ms"])] for r in results["parts"]]
+    parts = [
+        "### Where the time goes",
+        "The floor is the larger of operations over the processor's measured rate (a large matrix product in the "
+        "fastest format it has) and the weights it reads, as stored, over its measured memory bandwidth, which "
+        "caches may beat. Of decoding and resizing it is the time of the fastest library at hand: OpenCV's "
+        "libjpeg-turbo, and fast_image_resize.",
+        table(["", "minimum, ms", "median, ms", "floor, ms"], rows),
+    ]
+    *_, whole = results["parts"]
+    if whole["name"] == "sum":
+        ratio = number(whole["min_ms"] / whole["floor_ms"])
+        parts.append(f"The sum of the minima is {ratio} times that of the floors.")
+    return parts
+
+
+def _event_loop(results: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for clients, loop in results["event_loop"].items():
         cells = [[r["name"], number(r["cpu_ms"])] for r in loop["rows"]]
         cells.append(["sum", number(sum(r["cpu_ms"] for r in loop["rows"]))])
         parts += [
@@ -138,57 +154,81 @@ def _measured(results: Mapping[str, Any]) -> list[str]:
             f"Medians over rounds, {loop['requests']} requests. All processes together used "
             f"{number(loop['whole_ms'])} ms a request, without the watch {number(loop['plain_ms'])} ms, in turns.",
         ]
+    return parts
+
+
+def _costs(results: Mapping[str, Any]) -> list[str]:
     titles = {
         "size": ("JPEG, decoded and captioned", "pixels"),
         "beam": ("Beam size", "beam"),
         "length": ("Longest caption allowed (decoding only)", "words"),
         "batch": ("Pictures in a batch", "batch"),
     }
+    parts = []
     for key, (title, column) in titles.items():
-        if key in results.get("costs", {}):
+        if key in results["costs"]:
             rows = results["costs"][key]
             first = next(iter(rows[0]))
             cells = [[r[first], number(r["min_ms"]), number(r["median_ms"]), number(r["cpu_ms"])] for r in rows]
             each = " a picture" if key == "batch" else ""
             header = [column, f"minimum, ms{each}", f"median, ms{each}", f"CPU, ms{each}"]
             parts += [f"### How the cost grows: {title}", table(header, cells)]
-    if "clients" in results:
-        cells = [
-            [r["clients"], number(r["p50_ms"]), number(r["p95_ms"]), r["captions_per_s"]] for r in results["clients"]
-        ]
-        parts += [
-            "### How the cost grows: clients at once",
-            table(["clients", "p50, ms", "p95, ms", "captions a second"], cells),
-        ]
-    if "large_jpeg" in results:
-        large = results["large_jpeg"]
-        parts += [
-            "### A 12-megapixel JPEG",
-            contenders(large["rows"]),
-            f"The file has {large['megabytes']} MB. Captions are those of {large['pictures']} pictures enlarged to as "
-            "many pixels, and compared with those of the full decode with the same resize: by the engine as it is, and "
-            "in float32.",
-            *([worth_taking(large["rows"])] if sum("same_exact" in row for row in large["rows"]) > 2 else []),
-        ]
-    if "start_up" in results:
-        start = results["start_up"]
-        parts += [
-            "### Start and memory",
-            f"From process start to the first caption, over {start['starts']} starts: "
-            f"{start['cpu_s']['median']} s of CPU (minimum {start['cpu_s']['min']} s), "
-            f"{start['wall_s']['median']} s by the clock (minimum {start['wall_s']['min']} s). "
-            f"Resident memory is {start['rss_mb']} MB after the first caption, {start['rss_after_100_mb']} MB after "
-            f"100 requests and {start['rss_after_all_mb']} MB after {start['requests']} more.",
-        ]
-        if "protocols" in start:
-            times = start["protocols"]
-            parts += [
-                "With other services' protocols, in turns with a service without them (`CAPTION_COMPAT=none`), a start "
-                f"takes {times['cpu_s']} times the CPU, memory is {times['rss_mb']} times as much after it and "
-                f"{times['rss_after_100_mb']} times after 100 requests, and half of those take at most "
-                f"{times['p50_ms']} times as long.",
-            ]
     return parts
+
+
+def _clients(results: Mapping[str, Any]) -> list[str]:
+    cells = [[r["clients"], number(r["p50_ms"]), number(r["p95_ms"]), r["captions_per_s"]] for r in results["clients"]]
+    return [
+        "### How the cost grows: clients at once",
+        table(["clients", "p50, ms", "p95, ms", "captions a second"], cells),
+    ]
+
+
+def _large_jpeg(results: Mapping[str, Any]) -> list[str]:
+    large = results["large_jpeg"]
+    return [
+        "### A 12-megapixel JPEG",
+        contenders(large["rows"]),
+        f"The file has {large['megabytes']} MB. Captions are those of {large['pictures']} pictures enlarged to as "
+        "many pixels, and compared with those of the full decode with the same resize: by the engine as it is, and "
+        "in float32.",
+        *([worth_taking(large["rows"])] if sum("same_exact" in row for row in large["rows"]) > 2 else []),
+    ]
+
+
+def _start_up(results: Mapping[str, Any]) -> list[str]:
+    start = results["start_up"]
+    parts = [
+        "### Start and memory",
+        f"From process start to the first caption, over {start['starts']} starts: "
+        f"{start['cpu_s']['median']} s of CPU (minimum {start['cpu_s']['min']} s), "
+        f"{start['wall_s']['median']} s by the clock (minimum {start['wall_s']['min']} s). "
+        f"Resident memory is {start['rss_mb']} MB after the first caption, {start['rss_after_100_mb']} MB after "
+        f"100 requests and {start['rss_after_all_mb']} MB after {start['requests']} more.",
+    ]
+    if "protocols" in start:
+        times = start["protocols"]
+        parts += [
+            "With other services' protocols, in turns with a service without them (`CAPTION_COMPAT=none`), a start "
+            f"takes {times['cpu_s']} times the CPU, memory is {times['rss_mb']} times as much after it and "
+            f"{times['rss_after_100_mb']} times after 100 requests, and half of those take at most "
+            f"{times['p50_ms']} times as long.",
+        ]
+    return parts
+
+
+# By the key of a record that says that a section was measured, in the order of the page.
+SECTIONS = {
+    "engines": _engines,
+    "instructions": _instructions,
+    "one_client": _servers,
+    "parts": _parts,
+    "event_loop": _event_loop,
+    "costs": _costs,
+    "clients": _clients,
+    "large_jpeg": _large_jpeg,
+    "start_up": _start_up,
+}
 
 
 def plot(results: Mapping[str, Any]) -> None:
