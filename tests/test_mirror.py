@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("app", "caption_client", "model", "training")
+ROOMS = ("app", "benchmarks", "caption_client", "model", "training")
 # Names of errors alone, each expected where it is raised; the choice of the engine, in tests of both engines.
 WITHOUT = {"model/errors.py", "training/data/errors.py", "model/runtime/__init__.py"}
+# What measures, with libraries of the bench alone, and is run as a whole: scripts/bench --quick.
+WITHOUT |= {f"benchmarks/{name}.py" for name in ("__main__", "contenders", "decode_costs", "servers")}
+WITHOUT |= {f"benchmarks/sections/{name}.py"
+            for name in ("clients", "costs", "engines", "large_jpeg", "parts", "servers", "start_up")}  # fmt: skip
 MODULES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if "build" not in path.parts]
 
 
