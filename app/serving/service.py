@@ -23,7 +23,6 @@ from app.settings import Settings
 from model.config import SearchConfig
 from model.errors import ConfigError
 from model.runtime import load_engine
-from model.runtime.cpu import share_heap
 from model.runtime.engine import CaptionEngine
 
 if TYPE_CHECKING:
@@ -200,7 +199,6 @@ class CaptionService:
 
 def open_engine(settings: Settings) -> CaptionEngine:
     """The engine that `settings` describe; raises `CaptionModelError` with what to do about it."""
-    share_heap()
     return load_engine(settings.model, settings.device, settings.engine, settings.threads)
 
 

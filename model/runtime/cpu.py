@@ -1,6 +1,5 @@
 """How many CPU threads this process may keep busy, and where."""
 
-import ctypes
 import math
 import os
 import platform
@@ -9,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-M_ARENA_MAX = -8  # in glibc's malloc.h
 
 
 def cpu_quota(cgroup: Path = CGROUP) -> int:
@@ -74,14 +72,3 @@ def pin_thread(cpus: Iterable[int]) -> None:
     """Let the calling thread run nowhere else."""
     with suppress(OSError):  # forbidden, or a CPU that was taken away: then it runs where it may
         os.sched_setaffinity(0, cpus)
-
-
-def share_heap() -> None:
-    """Let all threads allocate from one heap, where malloc is glibc's; to be called before there are any.
-
-    It would give eight to a core, and keep in each what its threads have freed: a tenth of the service's memory.
-    `MALLOC_ARENA_MAX` in the environment goes before.
-    """
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        with suppress(AttributeError, OSError):  # another C library, or none that can be asked
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -139,44 +137,3 @@ def test_a_processor_that_says_nothing_of_itself_has_none(tmp_path: Path) -> Non
     (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd\n")
     assert not multiplies_8_bits(tmp_path / "cpuinfo")
     assert not multiplies_8_bits(tmp_path / "nowhere")
-
-
-ALLOCATE = """
-import ctypes, sys, threading
-from model.runtime.cpu import share_heap
-
-if sys.argv[1] == "shared":
-    share_heap()
-libc, met = ctypes.CDLL(None), threading.Barrier(4)
-libc.malloc.restype = ctypes.c_void_p
-
-def allocate():
-    met.wait()
-    libc.malloc(100_000)
-
-threads = [threading.Thread(target=allocate) for _ in range(4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-libc.malloc_stats()
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-@pytest.mark.parametrize(
-    ("argument", "environment", "shared"),
-    [("own", {}, False), ("shared", {}, True), ("shared", {"MALLOC_ARENA_MAX": "4"}, False)],
-)
-def test_threads_allocate_from_one_heap_unless_told_otherwise(
-    argument: str, environment: dict[str, str], shared: bool
-) -> None:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    run = subprocess.run(
-        [sys.executable, "-c", ALLOCATE, argument],
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (run.stderr.count("Arena ") == 1) == shared
