@@ -22,9 +22,9 @@ from app.__main__ import main as serve
 # What runs in the event loop, by the functions that a request goes through.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "HTTP: bytes to a request": (
-        "app.serving.server:Protocol.connection_made",
-        "app.serving.server:Protocol.data_received",
-        "app.serving.server:Protocol.connection_lost",
+        "app.serving.protocol:Protocol.connection_made",
+        "app.serving.protocol:Protocol.data_received",
+        "app.serving.protocol:Protocol.connection_lost",
         "uvicorn.protocols.http.httptools_impl:RequestResponseCycle.receive",
     ),
     "HTTP: answer to bytes, sent": ("uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send",),

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from model.captioner import Captioner
+from model.checkpoint import save_captioner
 from tests.model.conftest import checkpoint
+from tests.model.tiny import captioner as tiny_captioner
 from tests.model.tiny import liven
 from tests.training import tiny
 
@@ -26,3 +30,16 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     with torch.no_grad():
         liven(made.decoder)
     return made.eval()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without graphs; not to be changed."""
+    folder = tmp_path_factory.mktemp("plain") / "checkpoint"
+    save_captioner(tiny_captioner(), folder, {"data": "none"})
+    return folder
+
+
+@pytest.fixture
+def folder(plain: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain, tmp_path / "copy"))

@@ -6,23 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint import CONFIG, GRAPHS, save_captioner
+from model.checkpoint import CONFIG, GRAPHS
 from model.runtime import load_engine
-from tests.model.tiny import captioner, pictures
+from tests.model.tiny import pictures
 from training.commands.export import main
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint without graphs; not to be changed."""
-    folder = tmp_path_factory.mktemp("plain") / "checkpoint"
-    save_captioner(captioner(), folder, {"data": "none"})
-    return folder
-
-
-@pytest.fixture
-def folder(plain: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(plain, tmp_path / "copy"))
 
 
 def test_exported_elsewhere_it_serves_there(folder: Path, checkpoint: Path, tmp_path: Path) -> None:

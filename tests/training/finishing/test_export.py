@@ -22,19 +22,6 @@ from training.finishing import export as exporting
 from training.finishing.export import ExportError, export, join
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint without graphs; not to be changed."""
-    folder = tmp_path_factory.mktemp("plain") / "checkpoint"
-    save_captioner(captioner(), folder, {"data": "none"})
-    return folder
-
-
-@pytest.fixture
-def folder(plain: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(plain, tmp_path / "copy"))
-
-
 @pytest.fixture
 def exported(checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint with its graphs, as an export left it."""
