@@ -77,7 +77,8 @@ async def _lifespan(
     service = CaptionService(settings, loaded, metrics)
     service.tracer = tracer
     app.state.service = service
-    warm_up = asyncio.create_task(asyncio.to_thread(loaded.warm_up))
+    # For a lone picture: what several at once need is made when they come, which may never be.
+    warm_up = asyncio.create_task(asyncio.to_thread(loaded.warm_up, (1,)))
     await service.start()  # the processes that decode load while the engine compiles
     try:
         await warm_up

@@ -152,7 +152,10 @@ class CaptionEngine(Lane):
         return (1,)
 
     def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
-        """Run blank pictures through once, so that the first real one is not slower."""
+        """Run blank pictures through once, so that the first real one is not slower.
+
+        batch_sizes: by default all that go different ways through the engine.
+        """
         size = self.config.preprocess.size
         for batch in batch_sizes or self.warm_up_sizes:
             self.caption(np.zeros((batch, size, size, 3), np.uint8))

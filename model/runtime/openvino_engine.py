@@ -172,13 +172,13 @@ class OpenVINOLane(Lane):
         """Of the step graph."""
         return self.engine.compile_decoder(None)
 
-    def compile(self) -> None:
-        """What the checkpoint's own search needs, for one picture and for several."""
+    def compile(self, several: bool) -> None:
+        """What the checkpoint's own search needs, for a lone picture or for several too."""
         search_config = self.engine.candidates(self.engine.config.search)
-        if self.threads < self.engine.threads:
+        if several and self.threads < self.engine.threads:
             _ = self.encoder
         if search_config.strategy == "beam" and self.engine.constraints(search_config) == FREE:
-            for pictures in (1, SEVERAL):
+            for pictures in (1, SEVERAL) if several else (1,):
                 self._beam_search(pictures, search_config)
 
     def _beam_search(self, pictures: int, search_config: SearchConfig) -> BeamSearch | None:
@@ -246,10 +246,11 @@ class OpenVINOEngine(CaptionEngine):
         return sorted({1, len(self.lanes), SEVERAL * len(self.lanes)})
 
     def warm_up(self, batch_sizes: Sequence[int] | None = None) -> None:
-        """As every engine's, after all graphs were compiled side by side: one alone keeps no second core busy."""
-        lanes = [self._pool.submit(lane.compile) for lane in self.lanes]
+        """As every engine's, after the graphs were compiled side by side: one alone keeps no second core busy."""
+        several = max(batch_sizes or self.warm_up_sizes) > 1
+        compiling = [self._pool.submit(lane.compile, several) for lane in self.lanes]
         _ = self.encoder
-        for lane in lanes:
+        for lane in compiling:
             lane.result()
         super().warm_up(batch_sizes)
 

@@ -280,6 +280,29 @@ def test_warming_up_compiles_all_graphs_side_by_side(checkpoint: Path, monkeypat
     assert len(set(compiled)) == 3
 
 
+def test_for_lone_pictures_no_more_is_compiled_than_they_need(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_engine(checkpoint, "cpu", threads=2)
+    assert isinstance(engine, OpenVINOEngine)
+    compiled, compile = [], engine._compile
+
+    def count(*arguments: Any) -> Any:
+        compiled.append(arguments)
+        return compile(*arguments)
+
+    monkeypatch.setattr(engine, "_compile", count)
+    engine.warm_up((1,))
+    lone = 1 + len(engine.lanes)  # an encoder, and for each lane a search, as any of them may take the picture
+    assert len(compiled) == lone
+    (one,) = pictures(1)
+    for lane in engine.lanes:
+        lane.generate(engine.encode(one[None]))
+    assert len(compiled) == lone
+    engine.lanes[0].encode(one[None])  # as beside another
+    assert len(compiled) == lone + 1
+
+
 def test_lanes_work_side_by_side_explaining_or_not(checkpoint: Path) -> None:
     engine = load_engine(checkpoint, "cpu", "openvino", threads=3)
     pixels = pictures(12)
