@@ -57,15 +57,15 @@ class Server:
         self.log = log
 
     def wait(self, picture: bytes, seconds: float = 300) -> None:
-        """Until a picture is captioned."""
+        """Until a picture is captioned, by the model's own search."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 break
             try:
-                post(self.port, [picture])
+                post(self.port, [picture], beam=None)
             except (OSError, AssertionError):
-                time.sleep(0.2)
+                time.sleep(0.01)
             else:
                 return
         sys.exit(f"error: a server did not start; its last words:\n{self.log.read_text()[-2000:]}")
@@ -79,8 +79,12 @@ class Server:
         return total
 
     def rss(self) -> float:
-        """Megabytes of memory of all its processes."""
-        return sum(process.memory_info().rss for process in self._tree()) / 1e6
+        """Megabytes of memory of the process that was started: of this service the one that captions."""
+        return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
+
+    def pss(self) -> float:
+        """Megabytes of memory of all its processes; what they share counts once."""
+        return sum(process.memory_full_info().pss for process in self._tree()) / 1e6
 
     def _tree(self) -> list[psutil.Process]:
         root = psutil.Process(self.process.pid)
@@ -120,8 +124,8 @@ def serving(command: Sequence[str], picture: bytes, **settings: object) -> Itera
             server.stop()
 
 
-def post(port: int, pictures: Sequence[bytes]) -> list[float]:
-    """POST the pictures one after another over one connection; the seconds each took.
+def post(port: int, pictures: Sequence[bytes], beam: int | None = BEAM) -> list[float]:
+    """POST the pictures one after another over one connection; the seconds each took. beam: by default the model's.
 
     Over a bare socket: an HTTP library for Python costs the two cores nearly half a millisecond a request.
     """
@@ -129,7 +133,7 @@ def post(port: int, pictures: Sequence[bytes]) -> list[float]:
     with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for picture in pictures:
-            asked = request(picture)
+            asked = request(picture, beam=beam)
             before = time.perf_counter()
             connection.sendall(asked)
             answer = receive(connection)
@@ -138,12 +142,11 @@ def post(port: int, pictures: Sequence[bytes]) -> list[float]:
     return seconds
 
 
-def request(picture: bytes, path: str = "/caption") -> bytes:
+def request(picture: bytes, path: str = "/caption", beam: int | None = BEAM) -> bytes:
     """The HTTP request for a picture's caption."""
     body = PART + picture + b"\r\n--x--\r\n"
-    head = (
-        f"POST {path}?beam_size={BEAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-    )
+    query = "" if beam is None else f"?beam_size={beam}"
+    head = f"POST {path}{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -160,14 +163,16 @@ def receive(connection: socket.socket) -> bytes:
     return answer
 
 
-def load(server: Server, pictures: Sequence[bytes], clients: int, requests: int) -> tuple[Sample, list[float]]:
+def load(
+    server: Server, pictures: Sequence[bytes], clients: int, requests: int, beam: int | None = BEAM
+) -> tuple[Sample, list[float]]:
     """`requests` requests by `clients` clients at once: the whole time, and each request's seconds."""
     share = [[pictures[(c + i) % len(pictures)] for i in range(requests // clients)] for c in range(clients)]
     latencies: list[float] = []
     with ThreadPoolExecutor(clients) as pool:
 
         def run() -> None:
-            for seconds in pool.map(lambda mine: post(server.port, mine), share):
+            for seconds in pool.map(lambda mine: post(server.port, mine, beam), share):
                 latencies.extend(seconds)
 
         sample = timed(run, server.cpu)

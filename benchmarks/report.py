@@ -202,10 +202,20 @@ def _start_up(results: Mapping[str, Any]) -> list[str]:
         "### Start and memory",
         f"From process start to the first caption, over {start['starts']} starts: "
         f"{start['cpu_s']['median']} s of CPU (minimum {start['cpu_s']['min']} s), "
-        f"{start['wall_s']['median']} s by the clock (minimum {start['wall_s']['min']} s). "
-        f"Resident memory is {start['rss_mb']} MB after the first caption, {start['rss_after_100_mb']} MB after "
-        f"100 requests and {start['rss_after_all_mb']} MB after {start['requests']} more.",
+        f"{start['wall_s']['median']} s by the clock (minimum {start['wall_s']['min']} s).",
     ]
+    if "memory" in start:
+        rows = [[r["name"], str(r["rss_mb"]), str(r["pss_mb"] or "")] for r in start["memory"]]
+        parts += [
+            table(["memory", "resident in the process that captions, MB", "of all processes, MB"], rows),
+            "Of all processes together what they share counts once. What several pictures at once need is compiled "
+            "when they come.",
+        ]
+    else:  # of a record before there was this table
+        parts += [
+            f"Resident memory is {start['rss_mb']} MB after the first caption, {start['rss_after_100_mb']} MB after "
+            f"100 requests and {start['rss_after_all_mb']} MB after {start['requests']} more.",
+        ]
     if "protocols" in start:
         times = start["protocols"]
         parts += [

@@ -36,6 +36,15 @@ def test_what_protocols_add_to_a_start_is_said_where_it_was_measured() -> None:
     assert "at most 1.012 times as long" in page
 
 
+def test_memory_is_a_table_where_it_was_measured_so() -> None:
+    cost = {"min": 0.9, "median": 1.0}
+    memory = [{"name": "imported", "rss_mb": 131, "pss_mb": None}, {"name": "served", "rss_mb": 260, "pss_mb": 301}]
+    start = {"starts": 2, "cpu_s": cost, "wall_s": cost, "memory": memory}
+    page = report.markdown([{**record("A", "AMX", 5), "start_up": start}])
+    assert "| imported | 131 |  |" in page
+    assert "| served | 260 | 301 |" in page
+
+
 def test_the_record_in_docs_names_each_processor_once() -> None:
     records = json.loads(report.BENCHMARKS.read_text())
     processors = [report.processor(record) for record in records]
