@@ -7,6 +7,7 @@ The tags also say how far a caption is to be believed (`support`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,13 +49,13 @@ class Reranker:
         """One picture's hypotheses, best first. feature: (d,). tags: (G,), probabilities."""
         if len(found) < 2:
             return list(found)
-        scores = self.neighbours.consensus(feature, [h.words for h in found], self.config.neighbours)
+        candidates = [h.words for h in found]
+        scores = self.neighbours.consensus(feature, candidates, self.config.neighbours)
         scores += self.config.search * np.array([h.score for h in found], np.float32)
         if self.config.tags:
-            scores += self.config.tags * np.array([agreement(h.words, self._places, tags) for h in found], np.float32)
+            scores += self.config.tags * agreement(candidates, self._places, tags)
         if self.config.things:
-            odds = [log_odds(h.words, self._things, tags).sum() for h in found]
-            scores += self.config.things * np.array(odds, np.float32)
+            scores += self.config.things * log_odds(candidates, self._things, tags)
         return [found[i] for i in np.argsort(-scores, kind="stable").tolist()]
 
 
@@ -70,23 +71,40 @@ def thing_places(checkpoint: Checkpoint) -> NDArray[np.int64] | None:
     return tag_places(checkpoint.vocabulary, config.tags, config.things) if config.things else None
 
 
-def said(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities of the distinct tags among a caption's token ids. tags: (G,), probabilities."""
-    found = sorted(set(places[list(words)].tolist()) - {-1})
-    return tags[found].clip(1e-4, 1 - 1e-4)
+def said(candidates: Sequence[Sequence[int]], places: NDArray[np.int64], tags: int) -> NDArray[np.float32]:
+    """(C, tags): 1 for each tag that a candidate's token ids name, however often, else 0. places: (V,)."""
+    row = np.repeat(np.arange(len(candidates)), [len(words) for words in candidates])
+    words = np.fromiter(itertools.chain.from_iterable(candidates), np.int64, len(row))
+    named = np.zeros((len(candidates), tags + 1), np.float32)  # the last: words that are none of them
+    named[row, places[words]] = 1
+    return named[:, :-1]
 
 
-def log_odds(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Those of the distinct tags among a caption's token ids. tags: (G,), probabilities."""
-    p = said(words, places, tags)
-    odds: NDArray[np.float32] = np.log(p / (1 - p))
-    return odds
+def log_odds(
+    candidates: Sequence[Sequence[int]], places: NDArray[np.int64], tags: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(C,): the sum of the log-odds of the distinct tags that each candidate names. tags: (G,), probabilities."""
+    return _sums(said(candidates, places, len(tags)), tags)
 
 
-def agreement(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> float:
-    """Mean log-odds of the tags among a caption's token ids; 0 where there is none. tags: (G,), probabilities."""
-    odds = log_odds(words, places, tags)
-    return float(odds.mean()) if len(odds) else 0.0
+def agreement(
+    candidates: Sequence[Sequence[int]], places: NDArray[np.int64], tags: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(C,): the mean of the log-odds of the distinct tags that each candidate names, 0 where there is none."""
+    named = said(candidates, places, len(tags))
+    mean: NDArray[np.float32] = _sums(named, tags) / named.sum(1).clip(1)
+    return mean
+
+
+def _sums(named: NDArray[np.float32], tags: NDArray[np.float32]) -> NDArray[np.float32]:
+    p = _certain(tags)
+    sums: NDArray[np.float32] = np.vecdot(named, np.log(p / (1 - p)))
+    return sums
+
+
+def _certain(tags: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities with finite log-odds."""
+    return tags.clip(1e-4, 1 - 1e-4)
 
 
 def support(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.float32]) -> float | None:
@@ -94,5 +112,5 @@ def support(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.fl
 
     words: its token ids. places: (V,), of the things alone. tags: (G,), probabilities.
     """
-    p = said(words, places, tags)
-    return float(p.prod()) if len(p) else None
+    named = set(places[list(words)].tolist()) - {-1}
+    return float(_certain(tags[sorted(named)]).prod()) if named else None

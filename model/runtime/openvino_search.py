@@ -246,11 +246,11 @@ class BeamSearch:
     def find(self, memory: Mapping[str, NDArray[np.float32]], config: SearchConfig) -> list[list[Hypothesis]]:
         """The captions of each of up to B pictures, best first, from what the encoder graph gives of them."""
         count = len(memory["start"])
-        rows = np.minimum(np.arange(self.pictures), count - 1)  # too few are filled up with the last
         for name, values in memory.items():
             # Layers above the first begin with zeros, and so does what is beyond `start` here.
-            into = self._inputs[name]
-            into[:, : values.shape[1]] = values[rows]
+            into = self._inputs[name][:, : values.shape[1]]
+            into[:count] = values
+            into[count:] = values[-1:]  # too few are filled up with the last
         self._inputs["limit"][...] = config.max_length
         self._inputs["shortest"][...] = max(config.min_length, 1)
         self._inputs["wanted"][...] = config.num_captions

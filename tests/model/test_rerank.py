@@ -58,9 +58,9 @@ def test_tags_speak_for_the_captions_that_say_them(neighbours: Neighbours) -> No
 def test_agreement_is_the_mean_log_odds_of_the_tags_said() -> None:
     places = tag_places(VOCABULARY, TAGS)
     tags = np.array([0.9, 0.2], np.float32)
-    assert agreement([DOG, RUNS, END], places, tags) == pytest.approx(np.log(9), rel=1e-4)
-    assert agreement([DOG, CAT, CAT], places, tags) == pytest.approx((np.log(9) + np.log(0.25)) / 2, rel=1e-4)
-    assert agreement([RUNS], places, tags) == 0
+    assert agreement([[DOG, RUNS, END], [DOG, CAT, CAT], [RUNS]], places, tags) == pytest.approx(
+        [np.log(9), (np.log(9) + np.log(0.25)) / 2, 0], rel=1e-4
+    )
 
 
 def test_things_speak_once_each_and_together(neighbours: Neighbours) -> None:
@@ -69,7 +69,9 @@ def test_things_speak_once_each_and_together(neighbours: Neighbours) -> None:
     assert Reranker(config, VOCABULARY, TAGS, neighbours, ("dog", "cat"))(FOUND, feature, tags) == FOUND[::-1]
     assert Reranker(config, VOCABULARY, TAGS, neighbours, ("dog",))(FOUND, feature, tags) == FOUND[::-1]
     assert Reranker(config, VOCABULARY, TAGS, neighbours, ())(FOUND, feature, tags) == FOUND
-    assert log_odds([DOG, RUNS, DOG, END], tag_places(VOCABULARY, TAGS), tags) == pytest.approx([np.log(0.4 / 0.6)])
+    assert log_odds([[DOG, RUNS, DOG, END], [DOG, CAT], [RUNS]], tag_places(VOCABULARY, TAGS), tags) == pytest.approx(
+        [np.log(0.4 / 0.6), np.log(0.4 / 0.6) + np.log(9), 0], rel=1e-4
+    )
 
 
 def test_support_is_the_probability_of_all_things_that_are_named() -> None:

@@ -87,8 +87,8 @@ class Candidates:
     bleu: NDArray[np.float64]  # (C, 6), `BleuCounts`
     search: NDArray[np.float64]
     consensus: Mapping[int, NDArray[np.float32]]  # by the number of neighbours
-    tags: NDArray[np.float64]
-    things: NDArray[np.float64]
+    tags: NDArray[np.float32]
+    things: NDArray[np.float32]
 
     def chosen(self, config: RerankConfig) -> int:
         """The place of the one that `config` puts first."""
@@ -127,8 +127,8 @@ def weigh(
                 bleu(said, rows),
                 np.array([c.log_probability / len(c.tokens) ** length_penalty for c in captions]),
                 {count: neighbours.consensus(feature, words, count) for count in NEIGHBOURS},
-                np.array([agreement(mine, places, seen) for mine in words]),
-                np.array([log_odds(mine, things, seen).sum() for mine in words]),
+                agreement(words, places, seen),
+                log_odds(words, things, seen),
             )
         )
     return weighed
