@@ -123,7 +123,9 @@ def _servers(results: Mapping[str, Any]) -> list[str]:
         "### Over HTTP, 16 clients at once",
         "The time of the whole round divided by its requests; less is more throughput.",
         contenders(results["sixteen_clients"]),
-    ]
+        *([f"A server that took no time of its own would be {number(overhead['most'])} times as fast as LitServe "
+           "around this engine."] if "most" in overhead else []),
+    ]  # fmt: skip
 
 
 def _parts(results: Mapping[str, Any]) -> list[str]:

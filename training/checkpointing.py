@@ -82,6 +82,8 @@ def provenance(
         made_from[f"{name} captions"] = digest([p.captions for p in pictures])
     made_from["processes"] = str(distributed.world_size())
     made_from["init"] = checkpoint(init) if init else "none"
+    if init is None and Path(recipe.encoder_weights).is_dir():
+        made_from["encoder"] = checkpoint(Path(recipe.encoder_weights))
     made_from["teachers"] = ", ".join(map(checkpoint, teachers)) or "none"
     return made_from
 

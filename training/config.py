@@ -60,7 +60,7 @@ class Recipe:
 
     name: str = "captioner"
     model: ModelConfig = field(default_factory=ModelConfig)
-    encoder_weights: str = "imagenet"  # or a file, or "none"
+    encoder_weights: str = "imagenet"  # or a file, or a checkpoint's folder, or "none"
     train_stages: int = 0  # how many of the encoder's last stages are trained; what enters them is cached
     views: int = 1  # cached views a picture: itself, then augmented ones (with every stage trained: ignored)
     vocabulary: Literal["words", "pieces"] = "words"  # pieces of words are learnt by merging letters

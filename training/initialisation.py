@@ -52,6 +52,8 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None, sent
         else:
             vocabulary = Vocabulary.build([*captions, *sentences], recipe.min_count)
         vocabulary = Vocabulary(vocabulary.words, learn_capitals(captions))
+        if Path(recipe.encoder_weights).is_dir():
+            return with_encoder_of(Path(recipe.encoder_weights), model, vocabulary)
         weights = None if recipe.encoder_weights == "none" else recipe.encoder_weights
         return Captioner(model, vocabulary, weights)
     slots = model.decoder.tag_slots
@@ -74,6 +76,23 @@ def initial_captioner(recipe: Recipe, data: CaptionData, init: Path | None, sent
         captioner = extended(captioner, new)
     captioner.config = sizes
     captioner.decoder.dropout.p = model.decoder.dropout
+    return captioner
+
+
+def with_encoder_of(folder: Path, model: ModelConfig, vocabulary: Vocabulary) -> Captioner:
+    """A fresh captioner with the encoder of a checkpoint; raises `ConfigError` where that is another, or reads others.
+
+    So a decoder of other sizes, or in another language, begins with an encoder that has learnt from captions.
+    """
+    source = load_captioner(folder)
+    for name, mine, theirs in (
+        ("model.encoder.name", model.encoder.name, source.config.encoder.name),
+        ("model.preprocess.size", model.preprocess.size, source.config.preprocess.size),
+    ):
+        if mine != theirs:
+            raise ConfigError(f"encoder_weights is {str(folder)!r}, whose {name} is {theirs!r}; the recipe has {mine}")
+    captioner = Captioner(replace(model, preprocess=source.config.preprocess), vocabulary)
+    captioner.encoder.load_state_dict(source.encoder.state_dict())
     return captioner
 
 

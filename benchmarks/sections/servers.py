@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from benchmarks.load import BEAM, Server, load, post, serving
 from benchmarks.subject import Subject
 from benchmarks.timing import OURS, Sample, interleaved, rows, timed
+from model.runtime.engine import Lane
 
 
 def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
@@ -25,6 +27,7 @@ def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
         "tutorial": "FastAPI + torch eager, one request at a time",
         "litserve-torch": "LitServe + the same torch model",
         "litserve-ours": "LitServe + this engine",
+        "none": "no server: the engine's lanes decode and caption the same files",
     }
     # As many for each of the 16: with fewer, most of a round would be its beginning and its end.
     one, many = subject.budget.requests, 16 * subject.budget.requests
@@ -53,15 +56,41 @@ def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
             subject.caption(subject.one(0))  # awake
             return timed(lambda: [subject.caption(subject.prepare(file)[None]) for file in subject.files[:one]])
 
+        def no_server() -> Sample:
+            return timed(partial(_without_server, subject, many))
+
         single = interleaved(at(1, one), subject.budget.rounds)
         slow = dict.fromkeys(("tutorial", "litserve-torch"), max(2, subject.budget.rounds // 8))
-        crowd = interleaved(at(16, many), max(3, subject.budget.rounds // 3), slow)
+        crowd = interleaved({**at(16, many), "none": no_server}, max(3, subject.budget.rounds // 3), slow)
         # HTTP against the bare engine on the same pictures: in turns as well.
         turns = {OURS: engine, "file": from_file, "http": at(1, one)[OURS]}
         both = interleaved(turns, subject.budget.rounds)
     pixels, file, http = rows(both, {name: name for name in turns}, one)
     whole = rows({OURS: both["file"], "http": both["http"]}, {OURS: "file", "http": "HTTP"}, one)[1]
+    # How much faster than LitServe around this engine a server would be that took no time of its own.
+    pair = {OURS: crowd["none"], "litserve-ours": crowd["litserve-ours"]}
+    most = rows(pair, labels, many)[1]
     return rows(single, labels, one), rows(crowd, labels, many), {
         "engine_ms": pixels["median_ms"], "file_ms": file["median_ms"], "http_ms": http["median_ms"],
-        "ratio": http["ratio"], "ratio_to_file": whole["ratio"],
+        "ratio": http["ratio"], "ratio_to_file": whole["ratio"], "most": most["ratio"],
     }  # fmt: skip
+
+
+def _without_server(subject: Subject, requests: int) -> None:
+    """Decode and caption so many files in the engine's lanes, as many searched for together as gain from it."""
+    engine, files = subject.engine, subject.files
+
+    def run(lane: Lane, numbers: Sequence[int]) -> None:
+        for some in batched(numbers, engine.searched_at_once):
+            regions = [lane.encode(subject.prepare(files[i % len(files)])[None]) for i in some]
+            lane.generate(regions[0].join(regions), subject.search)
+
+    with ThreadPoolExecutor(len(engine.lanes)) as pool:
+        shares = (range(start, requests, len(engine.lanes)) for start in range(len(engine.lanes)))
+        for done in [pool.submit(run, lane, share) for lane, share in zip(engine.lanes, shares, strict=True)]:
+            done.result()
+
+
+def batched(numbers: Sequence[int], count: int) -> Iterator[Sequence[int]]:
+    """`count` of them at a time."""
+    return (numbers[start : start + count] for start in range(0, len(numbers), count))

@@ -8,7 +8,8 @@ import torch
 
 from model.checkpoint import load_captioner, save_captioner
 from model.config import RerankConfig
-from model.vocabulary import SPECIAL, Vocabulary
+from model.errors import ConfigError
+from model.vocabulary import SPECIAL, Vocabulary, words_of
 from tests.model.tiny import liven
 from tests.training import tiny
 from training.data import CaptionData
@@ -51,6 +52,22 @@ def test_what_a_release_was_fitted_with_is_left_behind_but_tags_that_still_hold(
     )
     save_captioner(made, tmp_path / "again", {})
     assert load_captioner(tmp_path / "again").config == made.config
+
+
+def test_a_fresh_decoder_may_begin_with_the_encoder_of_a_checkpoint(data: CaptionData, tmp_path: Path) -> None:
+    released = tiny.as_released(data, tmp_path)
+    of = replace(tiny.recipe(), encoder_weights=str(tmp_path))
+    decoder = replace(of.model.decoder, hidden_size=24, layers=1)
+    made = initial_captioner(replace(of, model=replace(of.model, decoder=decoder)), data, None)
+    for name, value in released.encoder.state_dict().items():
+        assert torch.allclose(made.encoder.state_dict()[name], value, atol=1e-3)  # float16
+    assert made.config.decoder.hidden_size == 24
+    assert (made.config.tags, made.tags) == ((), None)
+    known = {word for picture in data.split("train") for caption in picture.captions for word in words_of(caption)}
+    assert set(made.vocabulary.words[len(SPECIAL) :]) == known
+    larger = replace(of.model, preprocess=replace(of.model.preprocess, size=64))
+    with pytest.raises(ConfigError, match=r"whose model\.preprocess\.size is 32; the recipe has 64"):
+        initial_captioner(replace(of, model=larger), data, None)
 
 
 @torch.no_grad()

@@ -52,6 +52,11 @@ def page(table: Table, results: Mapping[str, Result], name: str) -> str:
         if apart is not None
         else "One seed only, so nothing tells how much of a difference is chance."
     )
+    small = (
+        "On so small a budget what learns quickly looks best: rows show directions, not what a full run reaches. "
+        if "train" in table.limits
+        else ""
+    )
     text = [
         f"# {table.title}",
         "",
@@ -61,8 +66,7 @@ def page(table: Table, results: Mapping[str, Result], name: str) -> str:
         f"{recipe.model.decoder.hidden_size} wide on {recipe.model.encoder.name}; "
         f"{sum(line['seconds'] for line in lines) / 60:.0f} minutes for all rows here together, run in one sitting or "
         "in several, perhaps on several machines. Every row is the base recipe with one thing changed, and its figures "
-        "are of the epoch, or between two rows of the share, with the best validation CIDEr. On so small a budget "
-        f"what learns quickly looks best: rows show directions, not what a full run reaches. {noise}",
+        f"are of the epoch, or between two rows of the share, with the best validation CIDEr. {small}{noise}",
         "",
         f"![Change in validation CIDEr against the base, and CIDEr by epoch](images/{name}.png)",
         "",
