@@ -142,6 +142,13 @@ def _parts(results: Mapping[str, Any]) -> list[str]:
     if whole["name"] == "sum":
         ratio = number(whole["min_ms"] / whole["floor_ms"])
         parts.append(f"The sum of the minima is {ratio} times that of the floors.")
+    for row in results["parts"]:
+        if "kernels_ms" in row:
+            parts.append(
+                f"The layers of the encoder take {number(row['kernels_ms'])} ms by OpenVINO's own clock, each layer's "
+                f"least added up; of the {number(row['min_ms'])} ms here the rest is around them, and waiting for "
+                "memory and threads that were at something else."
+            )
     return parts
 
 

@@ -24,7 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.caption import Caption
 from model.captioner import Captioner
-from model.checkpoint import METRICS, NEIGHBOURS, load_captioner, save_captioner, write_config, write_json
+from model.checkpoint import (
+    METRICS,
+    NEIGHBOURS,
+    load_captioner,
+    open_checkpoint,
+    save_captioner,
+    write_config,
+    write_json,
+)
 from model.config import RerankConfig, SearchConfig
 from model.runtime import load_engine
 from model.runtime.engine import CaptionEngine
@@ -251,10 +259,7 @@ def _release(
     captioner.config = replace(captioner.config, name=name, version=version, rerank=RerankConfig(FEATURE_SIZE))
 
     # --- the temperature
-    forced = {
-        source: evaluation.teacher_force(captioner, [picture for picture in val if picture.source == source])
-        for source in dict.fromkeys(picture.source for picture in val)
-    }
+    forced = _forced(captioner, val)
     outputs, targets = (torch.cat(part) for part in zip(*(forced[source] for source in weights), strict=True))
     captioner.config = replace(captioner.config, temperature=calibrate.fit_temperature(captioner, outputs, targets))
 
@@ -284,6 +289,32 @@ def _release(
         "training": training,
         **_scored(load_engine(folder, "cpu"), captioner, val, test, forced, weights),
     }
+    _write(folder, captioner, facts)
+
+
+def measure(folder: Path, specs: Sequence[str], choose: Mapping[str, float]) -> None:
+    """The figures of the release in `folder` again, in its card too; weights, graphs, search and ranking stay.
+
+    For when what they depend on has changed, such as how pictures are read. choose: as of `release`.
+    """
+    require_java()
+    facts, captioner, data = dict(open_checkpoint(folder).metrics), load_captioner(folder), read(*specs)
+    val, test = data.required("val"), data.required("test")
+    forced = _forced(captioner, val)
+    scored = _scored(load_engine(folder, "cpu"), captioner, val, test, forced, choose or {val[0].source: 1.0})
+    _write(folder, captioner, {**facts, **scored})
+
+
+def _forced(captioner: Captioner, pictures: Sequence[Picture]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What `teacher_force` gives of each set's pictures."""
+    return {
+        source: evaluation.teacher_force(captioner, [picture for picture in pictures if picture.source == source])
+        for source in dict.fromkeys(picture.source for picture in pictures)
+    }
+
+
+def _write(folder: Path, captioner: Captioner, facts: Mapping[str, Any]) -> None:
+    """Figures and card of the release in `folder`, and from which reliability on its captions need no review."""
     captioner.config = replace(captioner.config, review_below=facts["review_below"])
     write_json(folder / METRICS, facts)
     write_config(folder, captioner.config, captioner.vocabulary, graphs=True)

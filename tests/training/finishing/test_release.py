@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.caption import Caption
-from model.checkpoint import NEIGHBOURS, load_captioner, open_checkpoint, save_captioner, write_json
+from model.checkpoint import METRICS, NEIGHBOURS, load_captioner, open_checkpoint, save_captioner, write_json
 from model.config import RerankConfig, SearchConfig
 from model.errors import CaptionModelError
 from tests.training import tiny
@@ -178,6 +178,18 @@ def test_a_release_is_made_anew_from_itself(made: SimpleNamespace) -> None:
     again = load_captioner(made.to).state_dict()
     assert before.keys() == again.keys()
     assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_a_release_is_measured_again_and_stays_as_it_is(made: SimpleNamespace) -> None:
+    made.release()
+    before, figures = open_checkpoint(made.to), json.loads((made.to / METRICS).read_text())
+    old = {**figures, "intended": "more tests", "test": {"shapes": {"CIDEr": 99.0}}, "review_below": 0.5}
+    (made.to / METRICS).write_text(json.dumps(old))
+    release.measure(made.to, [str(made.data)], {})
+    assert json.loads((made.to / METRICS).read_text()) == {**figures, "intended": "more tests"}
+    assert "more tests" in made.to.joinpath("README.md").read_text()
+    after = open_checkpoint(made.to)
+    assert (after.config, after.digests) == (before.config, before.digests)
 
 
 @pytest.mark.parametrize("what", ["val", "test", "best", "recipe.json"])
