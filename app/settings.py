@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -78,6 +79,11 @@ class Settings(BaseSettings):
         ge=256,
         description="Memory that decoding one picture may take, in MiB; one at a time may, the others a quarter.",
     )
+    resizer: Literal["exact", "fast"] = Field(
+        "exact",
+        description="`exact`: pictures are resized as they were when the model was measured. `fast`: by SIMD, which "
+        "takes a seventh off the CPU of a caption; a sixth of the captions are worded otherwise, as good ones.",
+    )
     batch_size: int = Field(
         16,
         ge=1,
@@ -144,6 +150,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("resizer")
+    @classmethod
+    def _is_there(cls, resizer: str) -> str:
+        if resizer == "fast" and find_spec("cykooz_resizer") is None:
+            raise ValueError("fast needs the package cykooz.resizer, of which there is none for Linux on ARM")
+        return resizer
 
     @field_validator("api_keys")
     @classmethod

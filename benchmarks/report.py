@@ -138,10 +138,10 @@ def _parts(results: Mapping[str, Any]) -> list[str]:
         "libjpeg-turbo, and fast_image_resize.",
         table(["", "minimum, ms", "median, ms", "floor, ms"], rows),
     ]
-    *_, whole = results["parts"]
-    if whole["name"] == "sum":
-        ratio = number(whole["min_ms"] / whole["floor_ms"])
-        parts.append(f"The sum of the minima is {ratio} times that of the floors.")
+    ratios = [number(row["min_ms"] / row["floor_ms"]) for row in results["parts"] if row["name"].startswith("sum")]
+    if ratios:
+        fast = f", resized fast {ratios[1]} times" if len(ratios) > 1 else ""
+        parts.append(f"The sum of the minima is {ratios[0]} times that of the floors{fast}.")
     for row in results["parts"]:
         if "kernels_ms" in row:
             parts.append(

@@ -290,7 +290,6 @@ def _key(captioner: Captioner, stages: int, precision: Precision, augmentation: 
     """A name for what is computed: with other weights, settings or code it is another."""
     digest = hashlib.sha256()
     settings: list[Any] = [stages, asdict(captioner.config.preprocess), captioner.config.encoder.name, precision]
-    settings.append(preprocess.RESIZER)
     settings += [importlib.metadata.version(name) for name in _LIBRARIES]
     if augmentation is not None:
         settings.append(asdict(augmentation))

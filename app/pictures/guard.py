@@ -104,6 +104,7 @@ class Guard:
 
     workers: how many decode at once, 2 or more: one of them may be busy with something costly. max_bytes: of a
     file. seconds, memory_mb: of CPU and of memory, for one picture. max_costly: how many costly ones may wait.
+    fast_resize: see `model.preprocess.resize`.
     """
 
     preprocess: PreprocessConfig
@@ -114,6 +115,7 @@ class Guard:
     seconds: float
     memory_mb: int
     max_costly: int
+    fast_resize: bool = False
     ready: bool = False  # whether pictures can be decoded
     _process: subprocess.Popen[bytes] | None = None  # that forks
     _control: socket.socket | None = None
@@ -138,6 +140,7 @@ class Guard:
         return cls(
             preprocess, metrics, workers, max_costly=max_costly, max_bytes=settings.max_upload_bytes,
             max_pixels=settings.max_pixels, seconds=settings.decode_seconds, memory_mb=settings.decode_memory_mb,
+            fast_resize=settings.resizer == "fast",
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -419,7 +422,9 @@ class Guard:
         """Start it; when it is ready, or has failed, its socket tells."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory, shared = self.memory_mb * MEBIBYTE, max(self.max_bytes, 3 * self.preprocess.size**2)
-        limits = asdict(decoder.Limits(self.preprocess, self.max_pixels, self.seconds, memory, shared))
+        limits = asdict(
+            decoder.Limits(self.preprocess, self.max_pixels, self.seconds, memory, shared, self.fast_resize)
+        )
         self._errors = os.memfd_create("stderr", os.MFD_CLOEXEC)
         # What stops the server comes to the whole group; held back until the process ignores it.
         old = signal.pthread_sigmask(signal.SIG_BLOCK, decoder.STOPS)

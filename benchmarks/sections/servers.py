@@ -20,10 +20,12 @@ def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
     here = "benchmarks.servers"
     commands = {
         OURS: ["-m", "app"],
+        "fast": ["-m", "app"],
         **{name: ["-m", here, name, "--beam", str(BEAM)] for name in ("tutorial", "litserve-torch", "litserve-ours")},
     }
     labels = {
         OURS: "this service",
+        "fast": "this service, resizing fast (CAPTION_RESIZER=fast)",
         "tutorial": "FastAPI + torch eager, one request at a time",
         "litserve-torch": "LitServe + the same torch model",
         "litserve-ours": "LitServe + this engine",
@@ -34,7 +36,8 @@ def run(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
     with ExitStack() as stack:
         servers = {}
         for name, command in commands.items():
-            servers[name] = stack.enter_context(serving(command, subject.files[0]))
+            settings = {"CAPTION_RESIZER": "fast"} if name == "fast" else {}
+            servers[name] = stack.enter_context(serving(command, subject.files[0], **settings))
             servers[name].signal(signal.SIGSTOP)
 
         def turn(server: Server, clients: int, requests: int) -> Sample:

@@ -114,3 +114,10 @@ def test_a_fault_names_the_variable_and_shows_no_key(monkeypatch: pytest.MonkeyP
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_fast_resizer_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.settings.find_spec", lambda name: None)
+    assert from_environment().resizer == "exact"
+    with pytest.raises(SettingsError, match=r"(?i)resizer.*fast needs the package cykooz\.resizer"):
+        from_environment(resizer="fast")

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.config import PreprocessConfig
-from model.preprocess import RESIZER, normalise, reduction, resize, to_pixels
+from model.preprocess import normalise, reduction, to_pixels
 
 
 @settings(max_examples=30, deadline=None)
@@ -84,25 +81,17 @@ def test_pixels_are_centred_and_scaled() -> None:
     np.testing.assert_allclose(values, [[[0, 1, 1], [1, -2, 0]]])
 
 
-PHOTO_SHAPES = [(640, 480), (500, 375), (224, 224), (100, 80), (37, 53), (1, 1), (2000, 250)]
+PHOTO_SHAPES = [(640, 480), (500, 375), (224, 224), (100, 80), (37, 53), (1, 1)]
 
 
-@pytest.mark.skipif(RESIZER == "pillow", reason="no other resizer on this machine")
 @pytest.mark.parametrize("shape", PHOTO_SHAPES)
-def test_both_resizers_give_the_same_to_within_rounding(shape: tuple[int, int]) -> None:
+def test_resized_fast_a_picture_is_the_same_to_within_rounding(shape: tuple[int, int]) -> None:
+    pytest.importorskip("cykooz_resizer")  # there is no wheel for Linux on ARM
     noise = np.random.default_rng(0).integers(0, 256, (shape[1] // 8 + 1, shape[0] // 8 + 1, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize(shape, Image.Resampling.BICUBIC)
-    one, other = (np.asarray(resize(picture, 96, name)).astype(int) for name in ("pillow", RESIZER))
+    config = PreprocessConfig(size=112)
+    one, other = (to_pixels(picture, config, fast).astype(int) for fast in (False, True))
     assert abs(one - other).max() <= 8  # where one side's overshoot was cut off and the other's not
     assert (abs(one - other) <= 1).mean() > 0.99
     assert abs(one - other).mean() < 0.2
-
-
-def test_without_the_fast_resizer_pillow_does_it() -> None:
-    code = (
-        "import sys; sys.modules['cykooz_resizer'] = None\n"
-        "from PIL import Image\nfrom model import preprocess\nfrom model.config import PreprocessConfig\n"
-        "assert preprocess.RESIZER == 'pillow'\n"
-        "assert preprocess.to_pixels(Image.new('RGB', (30, 20), 'red'), PreprocessConfig(size=8)).shape == (8, 8, 3)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (one != other).any() == (shape != (1, 1))

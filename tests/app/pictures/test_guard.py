@@ -113,6 +113,20 @@ def test_gives_what_reading_here_gives_and_errors_come_through() -> None:
     run(test)
 
 
+def test_pictures_may_be_resized_fast() -> None:
+    pytest.importorskip("cykooz_resizer")  # there is no wheel for Linux on ARM
+
+    async def test() -> None:
+        picture = quarters((300, 200)).resize((301, 203))
+        data = encode(picture, "PNG")
+        async with running(fast_resize=True) as guard:
+            there = (await guard.read(data)).pixels
+        assert (there == to_pixels(picture, PREPROCESS, fast=True)).all()
+        assert (there != to_pixels(picture, PREPROCESS)).any()
+
+    run(test)
+
+
 def test_no_file_costs_the_servers_process_much() -> None:
     async def test() -> None:
         async with running(seconds=1) as guard:
