@@ -101,7 +101,8 @@ class Neighbours:
         self, feature: NDArray[np.float32], candidates: Sequence[Sequence[int]], count: int
     ) -> NDArray[np.float32]:
         """How like the captions of the `count` nearest pictures each candidate (token ids) is: (C,), 0 to 10."""
-        some = [slice(*self.offsets[place : place + 2]) for place in self.nearest(feature, count).tolist()]
+        near = self.nearest(feature, count)
+        some = list(map(slice, self.offsets[near].tolist(), self.offsets[near + 1].tolist()))
         grams, weights = (np.concatenate([part[one] for one in some]) for part in (self.grams, self.weights))
         shared = np.bincount(grams, weights, len(self.hashes) + 1)  # the last: n-grams not listed
         groups, places, values = _units(*hash_ngrams(candidates), self.hashes, self.idf, self.unseen)
@@ -135,19 +136,23 @@ def hash_ngrams(sentences: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], 
     Sentence s's n-grams of order n are group ORDERS * s + n - 1. All at once: an array operation costs more than
     the few numbers of one sentence.
     """
-    sentence = np.repeat(np.arange(len(sentences)), [len(ids) for ids in sentences])
+    lengths = np.array([len(ids) for ids in sentences], np.int64)
+    sentence = np.repeat(np.arange(len(sentences)), lengths)
     tokens = np.fromiter(itertools.chain.from_iterable(sentences), np.uint64, len(sentence)) + np.uint64(1)
-    groups, found = [], []
-    for n in range(1, ORDERS + 1):
-        inside = np.flatnonzero(sentence[: max(len(sentence) - n + 1, 0)] == sentence[n - 1 :])
-        mixed = np.full(len(inside), n, np.uint64)
-        for i in range(n):  # the finaliser of splitmix64 after each token
-            mixed = (mixed + tokens[inside + i]) * np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed ^= mixed >> np.uint64(27)
-        groups.append(ORDERS * sentence[inside] + n - 1)
-        found.append((mixed >> np.uint64(32)).astype(np.uint32))
-    return np.concatenate(groups), np.concatenate(found)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(sentence))  # tokens from here to the sentence's end
+    # The longest first: then those that have a token after so many are the head of the array.
+    starts = [np.flatnonzero(left >= n) for n in range(ORDERS, 0, -1)]
+    counts, at = [len(each) for each in starts], np.concatenate(starts)
+    order = np.repeat(np.arange(ORDERS, 0, -1), counts)
+    mixed = order.astype(np.uint64)
+    for i in range(ORDERS):  # the finaliser of splitmix64 after each token
+        some = mixed[: sum(counts[: ORDERS - i])]
+        some += tokens[at[: len(some)] + i]
+        some *= np.uint64(0x9E3779B97F4A7C15)
+        some ^= some >> np.uint64(30)
+        some *= np.uint64(0xBF58476D1CE4E5B9)
+        some ^= some >> np.uint64(27)
+    return ORDERS * sentence[at] + order - 1, (mixed >> np.uint64(32)).astype(np.uint32)
 
 
 def _units(

@@ -72,6 +72,12 @@ def test_ngrams_of_different_words_or_orders_differ() -> None:
     assert hashes_of([7], order=1) != hashes_of([7, 7], order=2)
 
 
+def test_hashes_are_those_in_the_files_of_releases() -> None:
+    groups, hashes = hash_ngrams([[5, 9], [7]])
+    found = sorted(zip(groups.tolist(), hashes.tolist(), strict=True))
+    assert found == [(0, 815307824), (0, 3618035346), (1, 524484761), (4, 1889954218)]
+
+
 def test_sentences_are_hashed_together_as_each_alone() -> None:
     sentences = [[4, 5, 6, 7, 4, 5], [], [9], [4, 5, 6]]
     groups, hashes = hash_ngrams(sentences)
