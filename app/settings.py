@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     resizer: Literal["exact", "fast"] = Field(
         "exact",
         description="`exact`: pictures are resized as they were when the model was measured. `fast`: by SIMD, which "
-        "takes a seventh off the CPU of a caption; a sixth of the captions are worded otherwise, as good ones.",
+        "takes an eighth off the CPU of a caption; a sixth of the captions are worded otherwise, as good ones.",
     )
     batch_size: int = Field(
         16,

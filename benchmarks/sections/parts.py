@@ -107,8 +107,8 @@ def kernels(subject: Subject) -> float:
     """Seconds that the encoder's layers take by OpenVINO's own clock, each layer's least: the rest is around them."""
     engine, core = subject.engine, ov.Core()
     assert isinstance(engine, OpenVINOEngine)
-    name, weights = ("encoder-int8", "graphs/encoder-int8.bin") if engine.precision == "int8" else ("encoder", TENSORS)
-    graph = core.read_model(WEIGHTS / "graphs" / f"{name}.xml", WEIGHTS / weights)
+    name = "encoder-int8" if engine.precision == "int8" else "encoder"
+    graph = core.read_model(WEIGHTS / "graphs" / f"{name}.xml", WEIGHTS / TENSORS)
     graph.reshape({"pixels": [1, subject.size, subject.size, 3]})
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": engine.threads, "PERF_COUNT": True}
     request = core.compile_model(graph, "CPU", settings).create_infer_request()
