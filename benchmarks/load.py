@@ -125,7 +125,7 @@ def serving(command: Sequence[str], picture: bytes, **settings: object) -> Itera
 
 
 def post(port: int, pictures: Sequence[bytes], beam: int | None = BEAM) -> list[float]:
-    """POST the pictures one after another over one connection; the seconds each took. beam: by default the model's.
+    """POST the pictures one after another over one connection; the seconds each took. beam: None for the model's own.
 
     Over a bare socket: an HTTP library for Python costs the two cores nearly half a millisecond a request.
     """

@@ -112,5 +112,5 @@ def support(words: Sequence[int], places: NDArray[np.int64], tags: NDArray[np.fl
 
     words: its token ids. places: (V,), of the things alone. tags: (G,), probabilities.
     """
-    named = set(places[list(words)].tolist()) - {-1}
-    return float(_certain(tags[sorted(named)]).prod()) if named else None
+    p = _certain(tags)[said([words], places, len(tags))[0] > 0]
+    return float(p.prod()) if len(p) else None

@@ -59,7 +59,7 @@ class Limits:
     seconds: float  # of CPU for one picture
     memory: int  # bytes that decoding one picture may ever take
     shared: int  # bytes of the memory shared with the server
-    fast: bool = False  # how pictures are resized (`model.preprocess.resize`)
+    fast_resize: bool = False  # how pictures are resized (`model.preprocess.resize`)
 
 
 def main(control: socket.socket, limits: Limits) -> None:
@@ -94,7 +94,7 @@ def _warm_up(limits: Limits) -> None:
         made: dict[str, Any] = {"exif": exif, "icc_profile": profile} if format not in ("GIF", "BMP") else {}
         Image.new("RGB", (16, 16)).save(buffer, format, **made, **options)
         picture = images.read(buffer.getvalue(), limits.max_pixels, limits.preprocess.size)
-        is_decorative(to_pixels(picture.image, limits.preprocess, limits.fast), 100, 1)
+        is_decorative(to_pixels(picture.image, limits.preprocess, limits.fast_resize), 100, 1)
     with contextlib.suppress(BrokenImage):  # nothing here writes one that is whole
         images.read(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", limits.max_pixels)
     for encoding in ("ascii", "latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-8", "cp1252"):
@@ -151,7 +151,7 @@ def _decode(shared: mmap.mmap, length: int, memory: int, limits: Limits) -> byte
     start = time.perf_counter()
     try:
         picture = images.read(shared[:length], limits.max_pixels, limits.preprocess.size, memory)
-        pixels = to_pixels(picture.image, limits.preprocess, limits.fast)
+        pixels = to_pixels(picture.image, limits.preprocess, limits.fast_resize)
         np.copyto(np.frombuffer(shared, np.uint8, pixels.size).reshape(pixels.shape), pixels)
         bare = is_decorative(pixels, picture.width, picture.height)
         seconds = time.perf_counter() - start

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import cv2
-import cykooz_resizer as resizer
 import numpy as np
 import pyvips
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from benchmarks.pictures import drawn, jpeg, read_pictures
 from benchmarks.subject import MAX_PIXELS, Subject, same_captions
 from benchmarks.timing import OURS, PROGRESS, interleaved, rows, timed
 from model import images
+from model.preprocess import resize
 from model.runtime import load_engine
 
 Way = Callable[[bytes], NDArray[np.uint8]]
@@ -90,9 +90,7 @@ def ways(subject: Subject) -> Mapping[str, Way]:
         return np.asarray(decoded(data).resize((size, size), Image.Resampling.BICUBIC))
 
     def by_fast_image_resize(data: bytes) -> NDArray[np.uint8]:
-        image, small = decoded(data), Image.new("RGB", (size, size))
-        resizer.Resizer().resize_pil(image, small, bicubic)
-        return np.asarray(small)
+        return np.asarray(resize(decoded(data), size, fast=True))
 
     def vips(data: bytes) -> NDArray[np.uint8]:
         small = pyvips.Image.thumbnail_buffer(data, size, height=size, size="force")
@@ -105,7 +103,6 @@ def ways(subject: Subject) -> Mapping[str, Way]:
             cv2.cvtColor(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
         )
 
-    bicubic = resizer.ResizeOptions(resizer.ResizeAlg.convolution(resizer.FilterType.catmull_rom))
     preprocess = subject.engine.preprocess
     return {
         OURS: subject.prepare,

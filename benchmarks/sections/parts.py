@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,6 @@ from model.runtime import CaptionEngine
 from model.runtime.cpu import may_use_bf16
 from model.runtime.openvino_engine import OpenVINOEngine, OpenVINOLane, OpenVINORegions, OpenVINOStepper
 from model.search import beam_search
-
-FAST = "the same by SIMD (CAPTION_RESIZER=fast)"
 
 
 def run(subject: Subject) -> list[dict[str, Any]]:
@@ -73,36 +71,31 @@ def run(subject: Subject) -> list[dict[str, Any]]:
     names = {
         "decode": "decode the JPEG",
         "preprocess": "resize to the encoder's input",
-        "fast": FAST,
+        "fast": "the same by SIMD (CAPTION_RESIZER=fast)",
         "encode": "encoder",
         "steps": "decoding and search, one graph",
         "search": "words out of it",
         "json": "answer as JSON",
     }
-    table: list[dict[str, Any]] = [
-        {
+    rows: dict[str, dict[str, Any]] = {
+        key: {
             "name": label,
             "min_ms": milliseconds(min(seconds[key])),
             "median_ms": milliseconds(statistics.median(seconds[key])),
             "floor_ms": milliseconds(floor[key]) if key in floor else None,
         }
         for key, label in names.items()
-    ]
-    fast = next(row for row in table if row["name"] == FAST)
-    table.remove(fast)
-    whole = {name: sum(row[name] or 0 for row in table) for name in ("min_ms", "median_ms", "floor_ms")}
-    for row in table:
-        if row["name"] == names["encode"]:
-            row["kernels_ms"] = milliseconds(kernels(subject))
-    place = list(names).index("preprocess")
-    saved = {name: (table[place][name] or 0) - (fast[name] or 0) for name in ("min_ms", "median_ms")}
-    with_fast = {name: whole[name] - saved[name] for name in saved}
-    table.insert(place + 1, fast)
-    sums = {"sum": whole, "sum, resized fast": {**with_fast, "floor_ms": whole["floor_ms"]}}
-    return [
-        *table,
-        *({"name": name, **{key: milliseconds(ms / 1000) for key, ms in all.items()}} for name, all in sums.items()),
-    ]
+    }
+    rows["encode"]["kernels_ms"] = milliseconds(kernels(subject))
+    return [*rows.values(), _sum("sum", rows, "fast"), _sum("sum, resized fast", rows, "preprocess")]
+
+
+def _sum(name: str, rows: Mapping[str, Mapping[str, Any]], without: str) -> dict[str, Any]:
+    """All parts together, without one of the two resizers; the floor is that of both."""
+    parts = [row for key, row in rows.items() if key != without]
+    floor = sum(row["floor_ms"] or 0 for row in rows.values())
+    times = {column: sum(row[column] for row in parts) for column in ("min_ms", "median_ms")}
+    return {"name": name, **{column: milliseconds(ms / 1000) for column, ms in {**times, "floor_ms": floor}.items()}}
 
 
 def kernels(subject: Subject) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -83,8 +83,9 @@ def _without_server(subject: Subject, requests: int) -> None:
     """Decode and caption so many files in the engine's lanes, as many searched for together as gain from it."""
     engine, files = subject.engine, subject.files
 
-    def run(lane: Lane, numbers: Sequence[int]) -> None:
-        for some in batched(numbers, engine.searched_at_once):
+    def run(lane: Lane, numbers: range) -> None:
+        for start in range(0, len(numbers), engine.searched_at_once):
+            some = numbers[start : start + engine.searched_at_once]
             regions = [lane.encode(subject.prepare(files[i % len(files)])[None]) for i in some]
             lane.generate(regions[0].join(regions), subject.search)
 
@@ -92,8 +93,3 @@ def _without_server(subject: Subject, requests: int) -> None:
         shares = (range(start, requests, len(engine.lanes)) for start in range(len(engine.lanes)))
         for done in [pool.submit(run, lane, share) for lane, share in zip(engine.lanes, shares, strict=True)]:
             done.result()
-
-
-def batched(numbers: Sequence[int], count: int) -> Iterator[Sequence[int]]:
-    """`count` of them at a time."""
-    return (numbers[start : start + count] for start in range(0, len(numbers), count))

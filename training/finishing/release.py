@@ -221,8 +221,7 @@ def release(
     captioner = load_captioner(runs[-1] if _is_release(runs[-1]) else runs[-1] / "best")
     data = read(*specs)
     for split in ("val", "test"):
-        if not data.split(split):
-            raise DataError(f"no {split} pictures in the data; hold some out with PATH:{split}=N")
+        data.required(split)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
